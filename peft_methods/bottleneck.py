@@ -1,0 +1,119 @@
+"""Bottleneck adapters: Houlsby et al. 2019 (arXiv:1902.00751) and Pfeiffer et al. 2020 (arXiv:2005.00247).
+
+    Houlsby    h <- h + W_up f(W_down h + b_down) + b_up                              (section 2.1, figure 2)
+    Pfeiffer   y <- LN(z + W_up f(W_down LN(z) + b_down) + b_up),  z = sub-layer output + residual
+
+Site     Houlsby: output of the attention and of the feed-forward sub-layer, after dropout, before the residual sum
+         Pfeiffer: the LayerNorm after the feed-forward sub-layer (frozen, applied before and after the adapter)
+Trained  the adapters, with `train_layer_norms` every LayerNorm too (Houlsby section 2.1), the head
+Added    2·H·m + H + m per adapter; Houlsby 2·L of them, Pfeiffer L - skip_layers
+Shapes   B batch, T tokens, H hidden_size, m bottleneck_dim, L layers
+
+Papers and code differ on: the initial scale (section 3.6: 1e-2; released code: 1e-3; AdapterHub and the LoRA code:
+normal 0.02), the activation (released code: tanh GELU; AdapterHub: swish or ReLU), whether LayerNorms train (Houlsby:
+yes; AdapterHub and the LoRA code: no). Hence fields, with the published values in conf/method/.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from peft_methods.bitfit import NormOffset
+from peft_methods.sites import Site, Sites
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu_erf": F.gelu,
+    "relu": F.relu,
+    "swish": F.silu,
+}
+
+
+class Bottleneck(nn.Module):
+    """down, activation, up: (B, T, H) -> (B, T, H), without the skip connection."""
+
+    def __init__(self, hidden_size: int, bottleneck_dim: int, activation: str, init: str, init_std: float):
+        super().__init__()
+        if bottleneck_dim < 1:
+            raise ValueError(f"bottleneck_dim={bottleneck_dim}: expected at least 1; change method.bottleneck_dim")
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation={activation!r}: expected one of {', '.join(ACTIVATIONS)}; change method.activation"
+            )
+        self.down = nn.Linear(hidden_size, bottleneck_dim)
+        self.up = nn.Linear(bottleneck_dim, hidden_size)
+        self.activation = ACTIVATIONS[activation]
+        for projection in (self.down, self.up):
+            # Near zero, so that the block starts near the identity and training starts from the backbone.
+            if init == "truncated_normal":
+                nn.init.trunc_normal_(projection.weight, std=init_std, a=-2 * init_std, b=2 * init_std)
+            elif init == "normal":
+                nn.init.normal_(projection.weight, std=init_std)
+            else:
+                raise ValueError(f"init={init!r}: expected truncated_normal or normal; change method.init")
+            nn.init.zeros_(projection.bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.up(self.activation(self.down(h)))
+
+
+class SublayerAdapter(Bottleneck):
+    """Houlsby's adapter with its own skip: h + up(f(down h))."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + super().forward(h)
+
+
+class NormAdapter(Bottleneck):
+    """Pfeiffer's adapter around the frozen LayerNorm: the skip is taken before the first application of it."""
+
+    def forward(self, z: Tensor, norm: nn.LayerNorm) -> Tensor:  # type: ignore[override]  # a norm site gives two
+        # norm.forward, not norm(...): the call would run the hook that called us.
+        return norm.forward(z + super().forward(norm.forward(z)))
+
+
+@dataclass(frozen=True)
+class Houlsby:
+    """An adapter at each sub-layer output. Published values: conf/method/houlsby.yaml, conf/method/adapter_h.yaml."""
+
+    bottleneck_dim: int
+    activation: str
+    init: str
+    init_std: float
+    train_layer_norms: bool
+
+    def modules(self, sites: Sites) -> dict[Site, nn.Module]:
+        """Every LayerNorm, the embeddings' included, trains as an offset to the frozen one (section 2.1)."""
+        modules: dict[Site, nn.Module] = {
+            site: SublayerAdapter(site.width, self.bottleneck_dim, self.activation, self.init, self.init_std)
+            for site in sites.sublayers(("attention", "ffn"))
+        }
+        if self.train_layer_norms:
+            modules |= {site: NormOffset(site.width) for site in sites.norms()}
+        return modules
+
+
+@dataclass(frozen=True)
+class Pfeiffer:
+    """One adapter per layer; `skip_layers` leaves the first n layers without (AdapterDrop, Rückle et al. 2021)."""
+
+    bottleneck_dim: int
+    activation: str
+    init: str
+    init_std: float
+    skip_layers: int
+
+    def modules(self, sites: Sites) -> dict[Site, nn.Module]:
+        if not 0 <= self.skip_layers < sites.num_layers:
+            raise ValueError(
+                f"skip_layers={self.skip_layers}: expected 0 to {sites.num_layers - 1}, the backbone has "
+                f"{sites.num_layers} layers; change method.skip_layers"
+            )
+        layers = range(self.skip_layers, sites.num_layers)
+        return {
+            site: NormAdapter(site.width, self.bottleneck_dim, self.activation, self.init, self.init_std)
+            for site in sites.norms(("ffn_norm",), layers)
+        }

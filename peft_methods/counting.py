@@ -1,0 +1,51 @@
+"""Trainable parameters, as the papers count them.
+
+    method     everything the method trains, head apart      head    the task layer
+    added      of these, parameters that did not exist before (BitFit and trained LayerNorms: none)
+    stored     what one task's checkpoint holds: method + head
+    backbone   the frozen model without head                 layers  its Transformer layers alone
+
+Papers print `added` (Houlsby), `method` (BitFit) or either (LoRA): results/reference/param_counts.csv names each row's
+convention. Counts need shapes only, so a backbone on the meta device will do.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from peft_methods.attach import Attached
+from peft_methods.sites import Sites
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Numbers of parameters of one run; all integers, heads and LayerNorm offsets as the module docstring says."""
+
+    method: int
+    head: int
+    added: int
+    stored: int
+    backbone: int
+    layers: int
+
+
+def count_parameters(attached: Attached, k: int = 0) -> ParameterCounts:
+    """The counts of run k."""
+    run = attached.run(k)
+    head = 0 if run.head is None else sum(p.numel() for p in run.head.parameters())
+    in_place = sum(p.numel() for p in run.in_place.values())
+    at_sites = sum(p.numel() for p in run.sites.parameters())
+    existing = sum(p.numel() for m in run.sites.modules() if _stands_for_existing(m) for p in m.parameters())
+    method = at_sites + in_place
+    return ParameterCounts(
+        method=method,
+        head=head,
+        added=at_sites - existing,
+        stored=method + head,
+        backbone=sum(p.numel() for p in attached.backbone.parameters()),
+        layers=Sites(attached.backbone).layer_parameters(),
+    )
+
+
+def _stands_for_existing(module: nn.Module) -> bool:
+    return getattr(module, "stands_for_existing", False)

@@ -1,0 +1,99 @@
+"""Save and load what was trained, and nothing else: one safetensors file per run, kilobytes to a few megabytes.
+
+Tensor names: `sites.<site>.<parameter>`, `head.<parameter>`, and for full fine-tuning `backbone.<parameter>`.
+The header holds the method and the backbone's type and width, so that loading onto another one is refused by name.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from peft_methods.attach import Attached
+
+
+def trained_tensors(attached: Attached, k: int = 0) -> dict[str, Tensor]:
+    """A copy of run k's trained tensors on the CPU."""
+    return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in attached.run(k).trained().items()}
+
+
+def save_trained(attached: Attached, path: Path, k: int = 0) -> None:
+    """Write run k's trained tensors atomically (temporary file, fsync, rename)."""
+    header = {"format": "peft_methods 1", "description": json.dumps(_description(attached, k))}
+    write_safetensors(trained_tensors(attached, k), path, header)
+
+
+def load_trained(attached: Attached, path: Path, k: int = 0) -> None:
+    """Load run k's tensors from a file written by `save_trained`; nothing is loaded unless everything fits."""
+    tensors, header = read_safetensors(path)
+    description = json.loads(header.get("description", "null"))
+    expected = _description(attached, k)
+    if description != expected:
+        raise ValueError(f"{path} holds {description}, the attached run is {expected}: attach the same method first")
+    copy_trained(attached, tensors, k)
+
+
+def copy_trained(attached: Attached, tensors: Mapping[str, Tensor], k: int = 0, only: str = "") -> None:
+    """Copy named tensors into run k. `only` restricts both sides to names with that prefix.
+
+    Raises ValueError, before anything is copied, where names or shapes do not fit.
+    """
+    own = {name: p for name, p in attached.run(k).trained().items() if name.startswith(only)}
+    given = {name: t for name, t in tensors.items() if name.startswith(only)}
+    wrong = sorted(own.keys() ^ given.keys())
+    wrong += [n for n in own.keys() & given.keys() if own[n].shape != given[n].shape]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} tensors do not fit the attached run, first {wrong[0]!r}: "
+            f"given {_shape(given, wrong[0])}, expected {_shape(own, wrong[0])}"
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(given[name])
+
+
+def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(tensors, temporary, metadata)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a file. Raises ValueError where it is truncated or no safetensors file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}): make it again") from error
+
+
+def _description(attached: Attached, k: int) -> dict[str, Any]:
+    method, config = attached.run(k).method, attached.backbone.config
+    fields: dict[str, Any] = dataclasses.asdict(method) if dataclasses.is_dataclass(method) else {}
+    # A tuple, or Hydra's own list, is a list in JSON.
+    fields = {n: list(v) if isinstance(v, Sequence) and not isinstance(v, str) else v for n, v in fields.items()}
+    return {
+        "method": type(method).__name__,
+        **fields,
+        "model_type": config.model_type,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_hidden_layers,
+    }
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> str:
+    return str(tuple(tensors[name].shape)) if name in tensors else "nothing"
