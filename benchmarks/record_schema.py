@@ -1,0 +1,164 @@
+"""The schema of a record: everything kept about one run, and the check that a JSON object follows it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+SCHEMA = 1
+
+
+class Cause(TypedDict):
+    """Why a run failed."""
+
+    kind: str  # one word for the tables: "diverged", "out_of_memory", "bad_input", ...
+    message: str
+
+
+class Backbone(TypedDict):
+    """The pretrained model the run used, and the one it stands for."""
+
+    name: str
+    stands_for: str
+    published: bool  # the published weights, not a stand-in
+    sha256: str | None
+
+
+class Data(TypedDict):
+    """The data the run used; `source` is "glue" for the published data, "micro-1" for the generated language."""
+
+    source: str
+    sha256: str
+    rows: dict[str, int]  # split -> number of examples
+
+
+class Selection(TypedDict):
+    """Which checkpoint of the run counts, and the split and metric that chose it."""
+
+    checkpoint: Literal["best", "last"]
+    split: str
+    metric: str
+
+
+class Score(TypedDict):
+    """One metric on one split at one checkpoint; `score` in the metric's own range (a fraction), None if undefined."""
+
+    split: str
+    checkpoint: Literal["best", "last"]
+    epoch: float | None  # None where nothing was trained
+    metric: str
+    score: float | None
+    n: int  # examples scored
+
+
+class HistoryPoint(TypedDict):
+    """The state of the run at one evaluation; scores by split, then metric."""
+
+    epoch: float
+    step: int
+    train_loss: float | None
+    learning_rate: float
+    scores: dict[str, dict[str, float | None]]
+
+
+class Params(TypedDict):
+    """Numbers of parameters."""
+
+    method: int  # trained, head apart
+    head: int
+    added: int  # did not exist in the backbone
+    stored: int  # what the checkpoint holds
+    backbone: int
+    layers: int  # of the backbone's Transformer layers alone
+
+
+class Numerics(TypedDict):
+    """What two runs must share to be bit-identical; recorded, not part of a run's identity."""
+
+    device: str
+    device_name: str
+    dtype: str
+    threads: int
+    pack: int  # runs trained together on the one backbone
+    versions: dict[str, str]
+
+
+class Cost(TypedDict):
+    """What the run took; None where it was not measured."""
+
+    train_seconds: float | None
+    eval_seconds: float | None
+    train_tokens: int | None
+    tokens_per_second: float | None
+    peak_memory_bytes: int | None
+
+
+class Provenance(TypedDict):
+    """The code that made the record; `created` is ISO 8601 in UTC."""
+
+    git_commit: str | None
+    git_dirty: bool | None
+    created: str
+
+
+class Record(TypedDict):
+    """Everything kept about one run (one seed of one setting on one task)."""
+
+    schema: int
+    run_id: str  # 16 hex digits, hash of `identity`
+    experiment: str
+    scale: Literal["paper", "small", "micro"]
+    settings: Literal["paper", "script"]  # whose hyperparameters: the paper's text or its released scripts
+    task: str
+    seed: int
+    status: Literal["done", "failed"]
+    cause: Cause | None
+    identity: dict[str, Any]
+    parents: list[str]  # run_ids this run started from
+    config: dict[str, Any]
+    backbone: Backbone
+    data: Data
+    selection: Selection
+    scores: list[Score]
+    history: list[HistoryPoint]
+    params: Params
+    flags: list[str]
+    numerics: Numerics
+    cost: Cost
+    provenance: Provenance
+
+
+# A failed run may have failed before it knew its data, parameters or cost: only these are asked of it.
+_OF_FAILED = {"schema", "run_id", "experiment", "scale", "settings", "task", "seed", "status", "cause"}
+_OBJECTS_OF_DONE = ("config", "backbone", "data", "selection", "params", "numerics", "cost", "provenance")
+
+
+class RecordError(ValueError):
+    """A record that cannot be read or must not be written; the message says why."""
+
+
+def check(record: object) -> None:
+    """Raise RecordError with one sentence if `record` does not follow the schema of this version."""
+    if not isinstance(record, dict):
+        raise RecordError(f"a record is a JSON object, this is a {type(record).__name__}")
+    if record.get("schema") != SCHEMA:
+        raise RecordError(
+            f"schema {record.get('schema')!r} is unknown, this version reads schema {SCHEMA}; "
+            "read it with the version of peft-bench that wrote it"
+        )
+    done = record.get("status") == "done"
+    if missing := sorted((Record.__annotations__.keys() if done else _OF_FAILED) - record.keys()):
+        raise RecordError(f"lacks {', '.join(missing)}")
+    if record["status"] not in ("done", "failed") or done == bool(record["cause"]):
+        raise RecordError(
+            f"status {record['status']!r} with cause {record['cause']!r}: expected 'done' without or 'failed' with one"
+        )
+    if not done and not (isinstance(record["cause"], dict) and {"kind", "message"} <= record["cause"].keys()):
+        raise RecordError(f"cause {record['cause']!r}: expected an object with kind and message")
+    if wrong := [key for key in _OBJECTS_OF_DONE if done and not isinstance(record[key], dict)]:
+        raise RecordError(f"{', '.join(wrong)}: expected objects")
+    scores = record.get("scores") or []
+    if not isinstance(scores, list) or done != bool(scores):
+        raise RecordError(f"a {record['status']} run {'without' if done else 'with'} scores")
+    fields = Score.__annotations__.keys()
+    if not all(isinstance(score, dict) and score.keys() >= fields for score in scores):
+        raise RecordError(f"a score lacks one of {', '.join(fields)}")

@@ -1,0 +1,1 @@
+"""From records to tables: selection rules, statistics, comparability, rendering. pandas only, never torch."""

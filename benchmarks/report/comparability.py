@@ -1,0 +1,93 @@
+"""Whether our number may be set against a printed one, and if not, why not.
+
+A difference is shown only where backbone, data, split, metric, selection rule and number of seeds match the paper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.report.reference import Reference
+
+_UNVERIFIED = {
+    "copied_unverified": "the paper copied it from work whose seeds and selection are not known",
+    "leaderboard_submission": "the paper quotes a leaderboard entry",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Our number against a printed one: a difference in points, or the reason why there is none."""
+
+    difference: float | None
+    reason: str | None
+    same_task: bool  # published backbone and data: our number may stand beside the printed one, with the reason
+
+
+def wanted_metric(printed: Mapping[Any, Any]) -> str:
+    """What a printed cell measures: the caption's metric, or the likely one where the caption is wrong."""
+    return str(printed["likely_metric"] or printed["metric"])
+
+
+def command(experiment: str) -> str:
+    """The command that makes the runs of a printed row."""
+    return f"peft-bench run -m experiment={experiment} scale=paper 'task=glob(glue/*)' 'seed=range(5)'"
+
+
+def not_run(printed: Mapping[Any, Any]) -> Comparison:
+    """For a printed cell without a run of ours."""
+    if printed["obstacle"]:
+        return Comparison(None, f"not run ({printed['obstacle']})", False)
+    return Comparison(None, f"not run: {command(printed['experiment'])}", False)
+
+
+def compare(printed: Mapping[Any, Any], ours: Mapping[Any, Any], rule: str, reference: Reference) -> Comparison:
+    """Compare a cell made by `rule` (a line of selection.py) with a printed one (a line of results/reference)."""
+    if reason := _other_task(printed, ours, reference):
+        return Comparison(None, f"not comparable ({reason})", False)
+    if reason := _other_protocol(printed, ours, rule):
+        return Comparison(None, f"not comparable ({reason})", True)
+    return Comparison(100 * ours["score"] - printed["value"], None, True)
+
+
+def _other_task(printed: Mapping[Any, Any], ours: Mapping[Any, Any], reference: Reference) -> str | None:
+    if ours["scale"] != "paper":
+        return f"{ours['scale']} backbone"
+    if ours["backbone"] != printed["backbone"]:
+        return f"backbone {ours['backbone']}, the paper's is {printed['backbone']}"
+    if ours["published"] not in (True,):  # None and NaN, unknown, count as no
+        return f"the weights of {ours['backbone']} are not the published ones"
+    expected = reference.backbones.get(printed["backbone"], 0)
+    if ours["backbone_params"] != expected:
+        return f"{_count(ours['backbone_params'])} of the backbone's {expected:,.0f} parameters"
+    if ours["data_source"] != printed["data"].removesuffix("_qnli_v1"):
+        return f"data {ours['data_source']}, the paper's are {printed['data']}"
+    for split, rows in (("train", ours["train_rows"]), (ours["split"], ours["examples"])):
+        published = reference.splits.get((printed["task"], split), 0)
+        if rows != published:
+            return f"{_count(rows)} of {published:,.0f} {split} examples"
+    return None
+
+
+def _other_protocol(printed: Mapping[Any, Any], ours: Mapping[Any, Any], rule: str) -> str | None:
+    if ours["data_source"] != printed["data"]:
+        return "QNLI version 1 in the paper, 2 here"
+    if not printed["split"]:
+        return "the paper does not say which split"
+    if ours["split"] != printed["split"]:
+        return f"{printed['scored_on']} split" if printed["scored_on"] == "test server" else f"{printed['split']} split"
+    if ours["metric"] != wanted_metric(printed):
+        return f"{ours['metric']}, the paper prints {wanted_metric(printed)}"
+    if printed["selection_rule"] != rule:
+        return _UNVERIFIED.get(printed["selection_rule"], f"{printed['selection_rule']}, here {rule}")
+    if ours["seeds"] < printed["n_seeds"]:
+        return f"{ours['seeds']} of {printed['n_seeds']:.0f} seeds"
+    if ours["score"] != ours["score"]:
+        return "NaN"
+    return None
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}" if number == number else "unknown"

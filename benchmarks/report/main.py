@@ -1,0 +1,137 @@
+"""The verbs `peft-bench report` and `peft-bench status`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.record import RECORDS, Problem
+from benchmarks.report import micro, parameters, small, tables, tables_page
+from benchmarks.report.conflicts import conflicts
+from benchmarks.report.reference import DIRECTORY, TABLES, Reference, read_reference
+from benchmarks.report.render import bullets, page, write
+from benchmarks.report.rows import results_frame
+from benchmarks.report.selection import RUN
+from benchmarks.report.status import by_experiment, by_task
+
+
+def main(argv: Sequence[str]) -> int:
+    """`peft-bench report`: write all tables, print the ones with runs. 1 if some record or cell is unusable, else 0."""
+    parser = argparse.ArgumentParser(prog="peft-bench report", description="Tables from the records under results/.")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder that holds records/ (results)")
+    parser.add_argument("--output", type=Path, help="folder for the tables (<results>/tables)")
+    parser.add_argument("--reference", type=Path, default=DIRECTORY, help="the papers' numbers (results/reference)")
+    options = parser.parse_args(argv)
+    output = options.output or options.results / "tables"
+    if not options.results.is_dir():
+        print(f"no folder {options.results}: expected the results folder; give --results DIR", file=sys.stderr)
+        return 2
+    try:
+        reference = read_reference(options.reference)
+        frame, problems = results_frame(options.results)
+        problems += [Problem(str(options.results / RECORDS), str(conflict)) for conflict in conflicts(frame)]
+        counts = parameters.read_counts(options.results / "tables" / parameters.COUNTS)
+        printed = write_tables(frame, reference, counts, output, problems)
+    except (OSError, ValueError) as error:  # an unwritable folder, missing reference files, a stale table of counts
+        print(f"no report: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(printed), end="")
+    print(f"\nTables: {output / 'README.md'}")
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def write_tables(
+    frame: pd.DataFrame,
+    reference: Reference,
+    counts: pd.DataFrame | None,
+    output: Path,
+    problems: Sequence[Problem] = (),
+) -> list[str]:
+    """Write every table and an index into `output`; return the pages of our own tables that have runs."""
+    index, shown = [], []
+    for name, title in TABLES.items():
+        params = parameters.beside_printed(reference, name, counts)
+        beside = tables.beside_paper(frame, name, reference)
+        text = tables_page.paper_page(beside, name, parameters.parameters_markdown(params))
+        write(output, name, text, beside)
+        comparable = int(beside["difference"].notna().sum())
+        index.append(_entry(name, title, f"{comparable} of {len(beside)} cells comparable"))
+    for table in micro.MICRO_TABLES:
+        for settings in _settings(frame, micro.SCALE):
+            cells = micro.micro_table(frame, table, settings)
+            name = table.name if settings == "paper" else f"{table.name}_{settings}"
+            text = micro.micro_page(cells, table)
+            write(output, name, text, cells)
+            index.append(_entry(name, table.title, _filled(cells)))
+            shown += [text] if (cells["state"] != "missing").any() else []
+    for settings in _settings(frame, small.SCALE):
+        cells = small.small_table(frame, settings)
+        if not cells.empty:
+            name = small.NAME if settings == "paper" else f"{small.NAME}_{settings}"
+            write(output, name, small.small_page(cells), cells)
+            index.append(_entry(name, "Small scale: real text, small backbones", _filled(cells)))
+            shown.append(small.small_page(cells))
+    runs = frame.drop_duplicates(RUN)
+    states = runs["status"].value_counts()
+    about = f"From {states.get('done', 0)} finished and {states.get('failed', 0)} failed runs, by `peft-bench report`."
+    listed = f"## Problems\n\n{bullets([str(problem) for problem in problems])}" if problems else ""
+    output.mkdir(parents=True, exist_ok=True)
+    index_page = page("Tables", about, bullets(index), _in_no_table(runs, reference), listed)
+    (output / "README.md").write_text(index_page, encoding="utf-8")
+    return shown
+
+
+def _in_no_table(runs: pd.DataFrame, reference: Reference) -> str:
+    """Runs of experiments that are no row of a table of their scale; "" if there is none."""
+    rows = {
+        tables.SCALE: {experiment for table in reference.tables.values() for experiment in table["experiment"]},
+        micro.SCALE: {row.experiment for table in micro.MICRO_TABLES for row in table.rows},
+    }
+    listed = []
+    for (experiment, scale), of_both in runs.groupby(["experiment", "scale"]):
+        if experiment not in rows.get(str(scale), {experiment}):
+            listed.append(f"{experiment} ({scale}): {len(of_both)}")
+    return f"Runs in no table: {', '.join(listed)}." if listed else ""
+
+
+def _settings(frame: pd.DataFrame, scale: str) -> list[str]:
+    """The papers' settings always, others where there are runs."""
+    there = set(frame.loc[frame["scale"] == scale, "settings"])
+    return ["paper", *sorted(there - {"paper"})]
+
+
+def _entry(name: str, title: str, state: str) -> str:
+    return f"[{title}]({name}.md) ([CSV]({name}.csv)): {state}"
+
+
+def _filled(cells: pd.DataFrame) -> str:
+    cells = cells[cells["task"] != ""]
+    failed = int(cells["state"].isin(["failed", "conflict"]).sum())
+    text = f"{int((cells['state'] == 'done').sum())} of {len(cells)} cells"
+    return f"{text}, {failed} failed or in conflict" if failed else text
+
+
+def status_main(argv: Sequence[str]) -> int:
+    """`peft-bench status`: runs done and failed, with causes and flags. 1 if some record is unreadable, else 0."""
+    parser = argparse.ArgumentParser(prog="peft-bench status", description="What has been run, what failed and why.")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder that holds records/ (results)")
+    parser.add_argument(
+        "--quick", action="store_true", help="per experiment, from file names alone; opens failed records only"
+    )
+    options = parser.parse_args(argv)
+    if not options.results.is_dir():
+        print(f"no folder {options.results}: expected the results folder; give --results DIR", file=sys.stderr)
+        return 2
+    table, failures, problems = (by_experiment if options.quick else by_task)(options.results)
+    print(table)
+    if failures:
+        print(f"\nfailed:\n{bullets(failures)}")
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    return 1 if problems else 0

@@ -1,0 +1,160 @@
+"""Records as flat rows: one run, one checkpoint, one split, one metric."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.record import Problem, Record, iter_records
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One number a paper could print. No nesting, no sentinel values; what is unknown or undefined is None.
+
+    A failed run is one row with its cause and neither split, metric nor score.
+    """
+
+    experiment: str  # "houlsby2019/table1_adapters_64": one printed row
+    scale: str  # paper, small, micro
+    settings: str  # paper, script
+    task: str  # "mnli"
+    seed: int
+    run_id: str
+    status: str  # done, failed
+    cause: str | None  # of a failed run, one word
+    flags: str  # what is suspicious about the run, joined by spaces; "" if nothing is
+    selection_checkpoint: str | None  # the checkpoint that counts, and the split and metric that chose it
+    selection_split: str | None
+    selection_metric: str | None
+    method_params: int | None  # trained, head excluded
+    head_params: int | None
+    stored_params: int | None
+    backbone_params: int | None
+    layers_params: int | None  # of the backbone's Transformer layers alone
+    backbone: str | None
+    stands_for: str | None
+    published: bool | None  # the backbone has its published weights
+    backbone_sha256: str | None
+    data_source: str | None
+    data_sha256: str | None
+    train_rows: int | None
+    learning_rate: float | None
+    batch_size: int | None
+    epochs: float | None
+    bottleneck_dim: int | None
+    rank: int | None
+    alpha: float | None
+    parents: str  # run_ids this run started from, joined by spaces
+    device: str | None
+    dtype: str | None
+    threads: int | None
+    pack: int | None
+    train_seconds: float | None
+    tokens_per_second: float | None
+    peak_memory_bytes: int | None
+    git_commit: str | None
+    # One score of the run:
+    split: str | None
+    checkpoint: str | None  # best, last
+    epoch: float | None  # None where nothing was trained
+    metric: str | None
+    score: float | None  # in the metric's own range; only render.py multiplies by 100
+    n: int | None  # examples scored
+
+
+COLUMNS = [column.name for column in fields(ResultRow)]
+_SCORE = ("split", "checkpoint", "epoch", "metric", "score", "n")
+_FIELDS = {  # the part of the record -> the row's field -> its key there
+    "cause": {"cause": "kind"},
+    "selection": {"selection_checkpoint": "checkpoint", "selection_split": "split", "selection_metric": "metric"},
+    "params": {f"{name}_params": name for name in ("method", "head", "stored", "backbone", "layers")},
+    "backbone": {"backbone": "name", "stands_for": "stands_for", "published": "published", "backbone_sha256": "sha256"},
+    "data": {"data_source": "source", "data_sha256": "sha256"},
+    "data.rows": {"train_rows": "train"},
+    "config.trainer": {name: name for name in ("learning_rate", "batch_size", "epochs")},
+    "config.method": {name: name for name in ("bottleneck_dim", "rank", "alpha")},
+    "numerics": {name: name for name in ("device", "dtype", "threads", "pack")},
+    "cost": {name: name for name in ("train_seconds", "tokens_per_second", "peak_memory_bytes")},
+    "provenance": {"git_commit": "git_commit"},
+}
+_PLAN = [(path.split("."), list(names.items())) for path, names in _FIELDS.items()]
+_NO_SCORE = dict.fromkeys(_SCORE)
+_NUMBERS = [
+    column.name
+    for column in fields(ResultRow)
+    if str(column.type).startswith(("int", "float")) and column.name != "seed"
+]
+
+
+def rows(record: Record) -> list[ResultRow]:
+    """The rows of one record: one per score, or one without score for a failed run."""
+    run = _run_fields(record)
+    return [ResultRow(**run, **{key: score[key] for key in _SCORE}) for score in _scores(record)]
+
+
+def frame_of(records: list[Record]) -> pd.DataFrame:
+    """The rows of all `records` as one DataFrame with the columns of ResultRow."""
+    return _frame([_run_fields(record) for record in records], [_scores(record) for record in records])
+
+
+def results_frame(results_dir: Path | str) -> tuple[pd.DataFrame, list[Problem]]:
+    """All records under `results_dir` as one DataFrame of ResultRows, and the records that could not be read."""
+    runs: list[dict[str, Any]] = []
+    scores: list[list[dict[str, Any]]] = []
+    problems: list[Problem] = []
+    collecting = gc.isenabled()
+    gc.disable()  # parsing makes no cycles, and scanning for them again and again doubles its time
+    try:
+        for found in iter_records(results_dir):
+            if isinstance(found, Problem):
+                problems.append(found)
+            else:
+                runs.append(_run_fields(found))
+                scores.append(_scores(found))
+    finally:
+        if collecting:
+            gc.enable()
+    return _frame(runs, scores), problems
+
+
+def as_frame(result_rows: list[ResultRow]) -> pd.DataFrame:
+    """ResultRows as the DataFrame every report function takes."""
+    return _typed([asdict(row) for row in result_rows], COLUMNS)
+
+
+def _frame(runs: list[dict[str, Any]], scores: list[list[dict[str, Any]]]) -> pd.DataFrame:
+    """What all scores of a run share is typed once per run and then repeated: ten times faster than row by row."""
+    index = [number for number, of_run in enumerate(scores) for _ in of_run]
+    per_run = _typed(runs, [name for name in COLUMNS if name not in _SCORE])
+    per_score = _typed([score for of_run in scores for score in of_run], list(_SCORE))
+    return pd.concat([per_run.take(index).reset_index(drop=True), per_score], axis=1)[COLUMNS]
+
+
+def _typed(lines: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
+    """Numbers as numbers, also where a column is empty or unknown throughout; text as plain objects, None included."""
+    frame = pd.DataFrame({name: pd.Series([line[name] for line in lines], dtype=object) for name in columns})
+    types = {name: "float64" for name in _NUMBERS if name in frame} | ({"seed": "int64"} if "seed" in frame else {})
+    return frame.astype(types)
+
+
+def _scores(record: Record) -> list[dict[str, Any]]:
+    return [dict(score) for score in record["scores"]] if record["status"] == "done" else [_NO_SCORE]
+
+
+def _run_fields(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that all rows of a record share. A failed record may lack any of the nested objects."""
+    run = {name: record[name] for name in ("experiment", "scale", "settings", "task", "seed", "run_id", "status")}
+    run |= {name: " ".join(record.get(name) or ()) for name in ("flags", "parents")}
+    for path, names in _PLAN:
+        part: Any = record
+        for key in path:
+            part = part.get(key) or {}
+        for name, key in names:
+            run[name] = part.get(key)
+    return run

@@ -1,0 +1,95 @@
+"""The text of a paper's table: a line of printed values, a line of ours, and numbered reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.report.comparability import command
+from benchmarks.report.grid_page import MARKS, OTHER_MARK
+from benchmarks.report.reference import TABLES
+from benchmarks.report.render import HOLE, bullets, markdown_table, page
+
+_ABOUT = {
+    "houlsby2019_table1": "BERT_LARGE on the GLUE test server. Matthews correlation for CoLA, F1 for MRPC and QQP, "
+    "Spearman for STS-B, accuracy for the others. Total: the server's score, not the mean of the columns.",
+    "lora_table2": "GLUE dev sets. Matthews correlation for CoLA, Pearson for STS-B, accuracy for the others; MNLI is "
+    "captioned as matched and mismatched together, but the numbers that can be checked are the matched set alone. "
+    "Avg: mean of the eight columns. The paper does not define its ±, the CSV has it. "
+    "* copied by its authors from earlier work, † run by them in a restricted setting.",
+}
+
+
+def paper_page(table: pd.DataFrame, name: str, parameters: str) -> str:
+    """The page of one paper's table (`tables.beside_paper`) with its parameter counts (text)."""
+    reasons = _Reasons()
+    lines: list[list[str]] = []
+    columns = list(table["column"].drop_duplicates())
+    for (label, params), of_row in table.groupby(["row", "printed_params"], sort=False):
+        cells = of_row.to_dict("records")
+        lines.append([f"{label} {params}", "printed", *(_printed(cell, reasons) for cell in cells)])
+        lines.append(["", "ours", *(_ours(cell, reasons) for cell in cells)])
+        if of_row["difference"].notna().any():
+            lines.append(["", "difference", *(_difference(cell) for cell in cells)])
+    return page(
+        TABLES[name],
+        _ABOUT[name],
+        markdown_table(["", "", *columns], lines, left=2),
+        bullets([*_legend(table), *reasons.legend()]),
+        "## Parameters",
+        parameters,
+    )
+
+
+class _Reasons:
+    """Reasons by number, in the order in which the table mentions them."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def mark(self, reason: str) -> str:
+        return f"[{self._numbers.setdefault(reason, len(self._numbers) + 1)}]"
+
+    def legend(self) -> list[str]:
+        return [f"[{number}] {reason}." for reason, number in self._numbers.items()]
+
+
+def _printed(cell: Mapping[Any, Any], reasons: _Reasons) -> str:
+    wrong_caption = cell["likely_metric"] and cell["likely_metric"] != cell["metric"]
+    mark = reasons.mark(f"Likely {cell['likely_metric']}, not {cell['metric']} as captioned") if wrong_caption else ""
+    return f"{cell['printed']:.1f}{' ' if mark else ''}{mark}"
+
+
+def _ours(cell: Mapping[Any, Any], reasons: _Reasons) -> str:
+    if cell["reason"].startswith("not run"):
+        return HOLE
+    text = [] if cell["ours"] != cell["ours"] else [f"{cell['ours']:.1f}"]
+    if text and cell["std"] == cell["std"]:
+        text[0] += f" ±{cell['std']:.1f}"
+    if text:
+        text[0] += "".join(MARKS.get(flag, (OTHER_MARK,))[0] for flag in cell["flags"].split())
+        text.append(f"({cell['seeds']:.0f})")
+    if cell["reason"]:
+        text.append(reasons.mark(cell["reason"][0].upper() + cell["reason"][1:]))
+    return " ".join(text)
+
+
+def _difference(cell: Mapping[Any, Any]) -> str:
+    return "" if cell["difference"] != cell["difference"] else f"{cell['difference']:+.1f}"
+
+
+def _legend(table: pd.DataFrame) -> Sequence[str]:
+    legend = []
+    holes = table[table["reason"].str.startswith("not run")]
+    blocked = holes[holes["reason"].str.startswith("not run (")]
+    if not holes.empty:
+        legend.append(f"{HOLE} not run. To run a row: `{command('<experiment>')}`, experiments as listed below.")
+    for reason, of_reason in blocked.groupby("reason", sort=False):
+        legend.append(f"{', '.join(of_reason['row'].drop_duplicates())}: {reason}.")
+    if table["ours"].notna().any():
+        legend.append("Ours: the paper's selection rule, ± standard deviation over seeds, (seeds).")
+    flags = dict.fromkeys(flag for flags in table["flags"] for flag in flags.split())
+    legend += [f"{MARKS[flag][0]} {MARKS[flag][1]}." if flag in MARKS else f"{OTHER_MARK} {flag}." for flag in flags]
+    return legend
