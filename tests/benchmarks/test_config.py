@@ -1,0 +1,289 @@
+"""Every published row composes with its own settings, and nothing misnamed or misspelt passes."""
+
+import csv
+import dataclasses
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from transformers import AutoConfig
+
+from benchmarks.checks import check_config
+from benchmarks.config import CONF_DIR, RunConfig, register, typed
+
+# Learning rate, batch, epochs and length by row, task and settings, read off the papers' tables apart from conf/recipe.
+# Empty: the paper sweeps it.
+with (Path(__file__).parent / "published_settings.csv").open(newline="") as file:
+    PUBLISHED = list(csv.DictReader(file))
+SETTINGS = {(line["experiment"], line["task"], line["settings"]): line for line in PUBLISHED}
+ROWS = sorted({line["experiment"] for line in PUBLISHED})
+EXPERIMENTS = sorted(
+    p.relative_to(CONF_DIR / "experiment").with_suffix("").as_posix() for p in (CONF_DIR / "experiment").rglob("*.yaml")
+)
+GLUE = {"cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"}
+RUNS = {  # in the sweep of each experiment file: tasks x grid x seeds
+    "houlsby2019/table1_full": 8 * 4 * 5,
+    "houlsby2019/table1_adapters_64": 8 * 3 * 2 * 5,
+    "houlsby2019/table1_adapters_8_256": 8 * 3 * 3 * 2 * 5,  # "90 runs" per task
+    "controls/majority": 8,
+    "controls/bag_of_words": 8,
+}
+LORA_RTE = ("experiment=lora/table2_roberta_base_lora", "task=glue/rte", "scale=paper")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _schema() -> None:
+    register()
+
+
+def composed(overrides: Sequence[str], conf: Path = CONF_DIR) -> DictConfig:
+    with initialize_config_dir(str(conf), version_base=None):
+        return compose("config", list(overrides))
+
+
+def run_config(*overrides: str, conf: Path = CONF_DIR) -> RunConfig:
+    return typed(composed(overrides, conf))
+
+
+@cache
+def sweep_of(experiment: str) -> dict[str, list[str]]:
+    """Override -> its values, as Hydra expands hydra.sweeper.params of an experiment file."""
+    text = yaml.safe_load((CONF_DIR / "experiment" / f"{experiment}.yaml").read_text())
+    params = text["hydra"]["sweeper"]["params"]
+    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    sweep = {}
+    for override in parsed:
+        values = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
+        sweep[override.key_or_group] = [str(value) for value in values]
+    return sweep
+
+
+def test_every_printed_row_has_an_experiment_file():
+    assert set(EXPERIMENTS) == {*ROWS} | {f"controls/{name}" for name in ("majority", "bag_of_words")} | {
+        f"controls/{backbone}_{name}" for backbone in ("bert", "roberta") for name in ("head_only", "scratch")
+    }
+
+
+@pytest.mark.parametrize("experiment", ROWS)
+def test_published_settings(experiment: str):
+    """Each task of each row finds its own recipe at scale=paper, in the paper's and the script's settings."""
+    assert {task.removeprefix("glue/") for task in sweep_of(experiment)["task"]} == GLUE
+    for task in sorted(GLUE):
+        for settings in ("paper", "script"):
+            where = f"{experiment} {task} {settings}"
+            if settings == "script" and (experiment, task, settings) not in SETTINGS:
+                continue
+            expected = SETTINGS[experiment, task, settings]
+            cfg = run_config(f"experiment={experiment}", f"task=glue/{task}", "scale=paper", f"settings={settings}")
+            check_config(cfg)
+            assert (cfg.experiment, cfg.task.name, cfg.settings) == (experiment, task, settings), where
+            for name in ("learning_rate", "batch_size", "epochs", "max_length"):
+                if expected[name]:
+                    assert getattr(cfg.trainer, name) == float(expected[name]), f"{where} {name}"
+            assert (cfg.init_from is not None) == (expected["from_mnli"] == "yes"), where
+            if expected["alpha"]:
+                assert cfg.method["alpha"] == float(expected["alpha"]), where
+            if cfg.init_from is not None:
+                start = cfg.init_from
+                assert (start.experiment, start.task, start.parent, start.head_dense) == (
+                    experiment, "glue/mnli", "best", False,
+                )  # fmt: skip
+
+
+def test_no_recipe_file_is_misnamed():
+    """Hydra skips an optional file silently: one that belongs to no row and task would never be read."""
+    files = [p.relative_to(CONF_DIR / "recipe").with_suffix("").parts for p in (CONF_DIR / "recipe").rglob("*.yaml")]
+    named = {("/".join(parts[1:-2]), parts[-1], parts[0]) for parts in files}
+    assert named <= set(SETTINGS)
+    assert all(parts[-2] == "glue" for parts in files)
+    shared = {row for row in ROWS if "recipe" in yaml.safe_load((CONF_DIR / f"experiment/{row}.yaml").read_text())}
+    assert named == {key for key in SETTINGS if key[2] == "script" or key[0] not in shared}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiment_composes_at_every_scale(experiment: str):
+    tasks = sweep_of(experiment)["task"]
+    path = CONF_DIR / "experiment" / f"{experiment}.yaml"
+    assert yaml.safe_load(path.read_text())["experiment"] == experiment
+    assert f"experiment={experiment}" in path.read_text().split("defaults:")[0], "the header gives the exact command"
+    # Tasks differ by recipe only, which the test above covers: a task per experiment, another one each time.
+    index = EXPERIMENTS.index(experiment)
+    for scale, task in (("micro", tasks[index % len(tasks)]), ("paper", tasks[(index + 3) % len(tasks)])):
+        cfg = run_config(f"experiment={experiment}", f"task={task}", f"scale={scale}")
+        assert (cfg.experiment, cfg.scale.name) == (experiment, scale)
+        assert cfg.backbone.model_type in cfg.scale.backbones or scale == "paper"
+        check_config(cfg)
+
+
+def test_every_task_composes_at_micro():
+    for task in sorted((CONF_DIR / "task" / "glue").glob("*.yaml")):
+        cfg = run_config("experiment=houlsby2019/table1_adapters_64", f"task=glue/{task.stem}")
+        assert (cfg.task.name, cfg.scale.name) == (task.stem, "micro")
+        assert cfg.task.selection_metric in cfg.task.metrics
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_sweep_expands_to_the_published_number_of_runs(experiment: str):
+    sweep = sweep_of(experiment)
+    assert math.prod(len(values) for values in sweep.values()) == RUNS.get(experiment, 8 * 5)
+    assert sweep["seed"] == (["0"] if RUNS.get(experiment) == 8 else ["0", "1", "2", "3", "4"])
+
+
+def test_swept_grid_reaches_the_run():
+    """The sweep's keys and values are legal overrides, and they win over the experiment file."""
+    experiment = "houlsby2019/table1_adapters_8_256"
+    last = [f"{key}={values[-1]}" for key, values in sweep_of(experiment).items()]
+    cfg = run_config(f"experiment={experiment}", "scale=paper", *last)
+    assert (cfg.method["bottleneck_dim"], cfg.trainer.learning_rate, cfg.trainer.epochs) == (256, 3e-3, 20)
+    assert (cfg.task.name, cfg.seed) == ("rte", 4)
+
+
+def test_scale_wins_over_experiment():
+    experiment = "experiment=houlsby2019/table1_adapters_64"
+    for overrides in ([experiment, "scale=micro"], ["scale=micro", experiment], [experiment]):
+        cfg = run_config(*overrides)
+        assert (cfg.scale.name, cfg.scale.data, cfg.scale.backbones["bert"]) == ("micro", "micro", "micro_bert")
+        assert cfg.trainer.max_length < 128
+    paper = run_config(experiment, "scale=paper")
+    assert (paper.scale.data, paper.scale.backbones) == ("published", {})
+    assert (paper.backbone.name, paper.trainer.max_length, paper.trainer.max_steps) == ("bert_large_uncased", 128, None)
+
+
+def test_houlsby_follows_the_paper_or_the_released_code():
+    for settings, init_std in (("paper", 0.01), ("script", 0.001)):
+        cfg = run_config(
+            "experiment=houlsby2019/table1_adapters_64", "task=glue/mrpc", "scale=paper", f"settings={settings}"
+        )
+        assert (cfg.method["init_std"], cfg.method["train_layer_norms"]) == (init_std, True)
+        trainer = cfg.trainer
+        assert (trainer.optimizer, trainer.eps, trainer.weight_decay) == ("bert_adam", 1e-6, 0.01)
+        assert (trainer.warmup_ratio, trainer.schedule, trainer.max_grad_norm) == (0.1, "linear", 1.0)
+
+
+def test_sizes_of_the_adapter_rows():
+    sizes = {"adapter_p_3m": 64, "adapter_p_0_8m": 16, "adapter_h_6m": 64, "adapter_h_0_8m": 8}
+    for row, size in sizes.items():
+        cfg = run_config(f"experiment=lora/table2_roberta_large_{row}", "task=glue/sst2", "scale=paper")
+        assert cfg.method["bottleneck_dim"] == size
+        assert cfg.trainer.weight_decay == 0.0
+        if "_h_" in row:
+            assert cfg.method["train_layer_norms"] is False
+    for row, skipped in (("adapter_d_0_9m", 0), ("adapter_d_0_3m", 8)):
+        cfg = run_config(f"experiment=lora/table2_roberta_base_{row}", "scale=paper")
+        assert (cfg.method["bottleneck_dim"], cfg.method["skip_layers"]) == (48, skipped)
+
+
+def test_script_settings_without_a_script_are_refused():
+    cfg = run_config("experiment=lora/table2_roberta_base_bitfit", "scale=paper", "settings=script")
+    with pytest.raises(ValueError, match="no published recipe for experiment=lora/table2_roberta_base_bitfit"):
+        check_config(cfg)
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    """A copy of conf/ to spoil."""
+    return Path(shutil.copytree(CONF_DIR, tmp_path / "conf"))
+
+
+def test_a_renamed_recipe_file_is_noticed(conf: Path):
+    recipe = conf / "recipe/paper/lora/table2_roberta_base_lora/glue/rte.yaml"
+    check_config(run_config(*LORA_RTE, conf=conf))
+    recipe.rename(recipe.with_name("rtee.yaml"))
+    with pytest.raises(ValueError, match=r"no published recipe .* task=glue/rte settings=paper"):
+        check_config(run_config(*LORA_RTE, conf=conf))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "sed=1",
+        "trainer.learning_rat=1e-3",
+        "method.rnk=4",
+        "backbone.architecture.hiden_size=64",
+        "task.metric=[f1]",
+        "scale.nam=x",
+        "init_from.parnt=best",
+        "method=lorra",
+        "experiment=lora/table2_roberta_bas_lora",
+        "trainer.epochs=three",
+    ],
+)
+def test_a_misspelt_override_fails(override: str):
+    with pytest.raises((HydraException, OmegaConfBaseException)):
+        composed([*LORA_RTE, override])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        "config.yaml",
+        "backbone/roberta_base.yaml",
+        "method/lora.yaml",
+        "task/glue/rte.yaml",
+        "trainer/default.yaml",
+        "tracking/disabled.yaml",
+        "experiment/lora/table2_roberta_base_lora.yaml",
+        "settings/paper.yaml",
+        "recipe/paper/lora/table2_roberta_base_lora/glue/rte.yaml",
+        "scale/paper.yaml",
+    ],
+)
+def test_a_misspelt_key_in_a_file_fails(conf: Path, spoil: str):
+    path = conf / spoil
+    path.write_text(path.read_text() + "\nmisspelt_key: 1\n")
+    with pytest.raises((HydraException, OmegaConfBaseException), match="misspelt_key"):
+        composed(LORA_RTE, conf)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "right", "wrong"),
+    [
+        ("recipe/paper/lora/table2_roberta_base_lora/glue/rte.yaml", "learning_rate:", "learning_rat:"),
+        ("recipe/paper/lora/table2_roberta_base_lora/glue/rte.yaml", "head_dense:", "head_dens:"),
+        ("experiment/lora/table2_roberta_base_lora.yaml", "weight_decay:", "weight_decy:"),
+        ("method/lora.yaml", "alpha:", "alfa:"),
+    ],
+)
+def test_a_misspelt_nested_key_in_a_file_fails(conf: Path, spoil: str, right: str, wrong: str):
+    path = conf / spoil
+    assert right in path.read_text()
+    path.write_text(path.read_text().replace(right, wrong))
+    with pytest.raises((HydraException, OmegaConfBaseException)):
+        composed(LORA_RTE, conf)
+
+
+def methods() -> Iterator[tuple[str, Callable[..., Any], dict[str, Any]]]:
+    for path in sorted((CONF_DIR / "method").glob("*.yaml")):
+        target = run_config(f"method={path.stem}").method["_target_"]
+        module, _, name = target.rpartition(".")
+        yield path.stem, getattr(import_module(module), name), yaml.safe_load(path.read_text())
+
+
+def test_method_files_hold_every_field_and_the_dataclasses_no_default():
+    found = list(methods())
+    assert len(found) == len(list((CONF_DIR / "method").glob("*.yaml"))) >= 9
+    for name, method, text in found:
+        declared = dataclasses.fields(method)  # type: ignore[arg-type]
+        assert set(text) - {"defaults"} == {f.name for f in declared}, name
+        for f in declared:
+            assert f.default is dataclasses.MISSING, f"{name}.{f.name}: the value belongs into conf/method/"
+            assert f.default_factory is dataclasses.MISSING, f"{name}.{f.name}"
+
+
+def test_architectures_are_spelt_as_transformers_spells_them():
+    """A configuration class accepts any key, so a misspelt one would silently leave a default."""
+    for path in (CONF_DIR / "backbone").glob("*.yaml"):
+        backbone = yaml.safe_load(path.read_text())
+        known = AutoConfig.for_model(backbone["model_type"]).to_dict()
+        assert set(backbone["architecture"]) <= set(known), path.name

@@ -1,0 +1,188 @@
+"""Counts from configurations alone equal the published ones, and agreement with print is computed, never asserted."""
+
+import csv
+import dataclasses
+import itertools
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from benchmarks.config import CONF_DIR, register, typed
+from benchmarks.params import (
+    CountRow,
+    count_config,
+    count_rows,
+    figure_of,
+    main,
+    readings,
+    write_rows,
+)
+from benchmarks.report.reference import read_reference
+from peft_methods.counting import ParameterCounts
+
+HOULSBY, LORA = "experiment=houlsby2019/table1_", "experiment=lora/table2_"
+# Counted once with transformers' own models and closed formulas: configuration, labels of the head, counted n (method
+# without head, LayerNorms and heads apart), the same with everything that trains, and the model with its head.
+EXPECTED = [
+    ([f"{HOULSBY}full"], 2, 335_141_888, 335_143_938, 335_143_938),
+    ([f"{HOULSBY}adapters_64"], 2, 6_343_680, 6_446_082, 335_143_938),
+    ([f"{HOULSBY}adapters_8_256", "method.bottleneck_dim=8"], 2, 835_968, 938_370, 335_143_938),
+    ([f"{HOULSBY}adapters_8_256", "method.bottleneck_dim=256"], 2, 25_227_264, 25_329_666, 335_143_938),
+    (["backbone=bert_base_uncased", "method=houlsby"], 3, 2_379_264, 2_419_971, 109_484_547),
+    ([f"{LORA}roberta_base_full"], 3, 124_055_040, 124_647_939, 124_647_939),
+    ([f"{LORA}roberta_base_bitfit"], 3, 102_144, 695_043, 124_647_939),
+    ([f"{LORA}roberta_base_adapter_d_0_9m"], 3, 894_528, 1_487_427, 124_647_939),
+    ([f"{LORA}roberta_base_adapter_d_0_3m"], 3, 298_176, 891_075, 124_647_939),
+    ([f"{LORA}roberta_base_adapter_d_0_9m", "method.skip_layers=5"], 3, 521_808, 1_114_707, 124_647_939),
+    ([f"{LORA}roberta_base_lora"], 3, 294_912, 887_811, 124_647_939),
+    ([f"{LORA}roberta_large_full"], 3, 354_310_144, 355_362_819, 355_362_819),
+    ([f"{LORA}roberta_large_lora"], 3, 786_432, 1_839_107, 355_362_819),
+    ([f"{LORA}roberta_large_lora_dagger"], 3, 786_432, 1_839_107, 355_362_819),
+    ([f"{LORA}roberta_large_adapter_p_3m"], 3, 3_171_840, 4_224_515, 355_362_819),
+    ([f"{LORA}roberta_large_adapter_p_0_8m"], 3, 811_392, 1_864_067, 355_362_819),
+    ([f"{LORA}roberta_large_adapter_h_6m"], 3, 6_343_680, 7_396_355, 355_362_819),
+    ([f"{LORA}roberta_large_adapter_h_0_8m"], 3, 835_968, 1_888_643, 355_362_819),
+]
+ADAPTERS = {8: 835_968, 64: 6_343_680, 256: 25_227_264}  # 48 (2 * 1024 m + m + 1024)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("counting opened a socket")
+
+    for name in ("socket", "create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[CountRow]:
+    register()
+    reference = read_reference()
+    start = time.process_time()
+    rows = count_rows(reference)
+    experiments = {row.experiment for row in rows}
+    print(f"{(time.process_time() - start) * 1000 / len(experiments):.0f} ms of processor time per table row")
+    return rows
+
+
+def counts_of(overrides: list[str], labels: int) -> ParameterCounts:
+    register()
+    with initialize_config_dir(str(CONF_DIR), version_base=None):
+        cfg = typed(compose("config", [*overrides, "scale=paper"]))
+    return count_config(cfg, labels)
+
+
+@pytest.mark.parametrize(("overrides", "labels", "alone", "with_head", "model"), EXPECTED)
+def test_counts_equal_the_published(overrides: list[str], labels: int, alone: int, with_head: int, model: int):
+    counts = counts_of(overrides, labels)
+    houlsby_norms = counts.method - counts.added if 0 < counts.added < counts.method else 0
+    assert counts.method - houlsby_norms == alone
+    assert counts.stored == with_head == counts.method + counts.head
+    assert counts.backbone + counts.head == model
+    assert houlsby_norms in (0, 100_352, 38_400)  # gains and biases of 49 LayerNorms of 1,024, of 25 of 768
+
+
+def test_layers_alone():
+    large, base = counts_of([f"{HOULSBY}adapters_64"], 2), counts_of([f"{LORA}roberta_base_lora"], 3)
+    assert (large.layers, base.layers) == (302_309_376, 85_054_464)
+
+
+HEADS = {"base": [591_361, 592_130, 592_899], "large": [1_050_625, 1_051_650, 1_052_675]}
+
+
+@pytest.mark.parametrize("size", sorted(HEADS))
+def test_roberta_heads_for_one_two_and_three_labels(size: str):
+    assert [counts_of([f"{LORA}roberta_{size}_lora"], n).head for n in (1, 2, 3)] == HEADS[size]
+
+
+def test_every_printed_row_of_bert_and_roberta_is_counted(rows: list[CountRow]):
+    reference = read_reference()
+    printed = {e for table in reference.tables.values() for e in table["experiment"]}
+    assert {row.experiment for row in rows} == {e for e in printed if "deberta" not in e}
+    for table in reference.tables.values():
+        for line in table.drop_duplicates("experiment").to_dict("records"):
+            mine = [row for row in rows if row.experiment == line["experiment"]]
+            assert not mine or line["printed_params"] in {row.printed for row in mine}
+
+
+def test_all_but_the_nominal_sizes_reconcile(rows: list[CountRow]):
+    no = {row.experiment: row for row in rows if row.agrees == "no"}
+    assert set(no) == {"lora/table2_roberta_base_full", "lora/table2_roberta_large_full"}
+    for row in no.values():
+        assert row.convention == "does not reconcile"
+        assert row.note
+    for row in rows:
+        assert (row.ours == row.printed) == (row.agrees == "yes")
+
+
+def test_houlsby_totals_and_percentages(rows: list[CountRow]):
+    value = {(row.experiment.rpartition("table1_")[2], row.printed): row.value for row in rows}
+    assert value["full", "9.0x"] == 9
+    assert value["full", "100%"] == 100
+    assert value["adapters_64", "2.1%"] == pytest.approx(100 * ADAPTERS[64] / 302_309_376)
+    assert value["adapters_64", "1.2x"] == pytest.approx(1.189, abs=5e-4)
+    assert value["adapters_8_256", "3.6%"] == pytest.approx(3.573, abs=5e-4)
+    assert value["adapters_8_256", "1.3x"] == pytest.approx(1.322, abs=5e-4)
+
+
+def test_three_tasks_of_each_size_is_the_only_split_that_prints_3_6():
+    printing = []
+    for n8, n64 in itertools.product(range(10), range(10)):
+        if n8 + n64 <= 9:
+            n256 = 9 - n8 - n64
+            mean = (n8 * ADAPTERS[8] + n64 * ADAPTERS[64] + n256 * ADAPTERS[256]) / 9
+            if f"{100 * mean / 302_309_376:.1f}" == "3.6":
+                printing.append((n8, n64, n256))
+    assert printing == [(3, 3, 3)]
+
+
+def test_a_wrong_convention_does_not_agree():
+    counts = counts_of([f"{HOULSBY}adapters_64"], 2)
+    assert figure_of("2.1%", "added", "100 n / layers", counts)[1] == "2.1%"
+    assert figure_of("2.1%", "added", "100 n / backbone", counts)[1] == "1.9%"
+    reference = read_reference()
+    line = reference.params["printed"] == "2.1%"
+    wrong = reference.params[line].assign(formula="100 n / backbone")
+    row = count_rows(dataclasses.replace(reference, params=wrong))[0]
+    assert (row.agrees, row.ours) == ("no", "1.9%")
+    assert "100 n / layers, n = added" in row.convention
+
+
+def test_the_adapter_rows_fit_only_in_units_of_two_to_the_twenty():
+    for experiment, printed in (("p_3m", "3.0M"), ("h_6m", "6.0M")):
+        counts = counts_of([f"{LORA}roberta_large_adapter_{experiment}"], 3)
+        assert readings(printed, counts) == ["n / 2^20, n = added", "n / 2^20, n = method"]
+
+
+def test_the_released_readme_of_lora_counts_otherwise_than_the_paper():
+    """It prints 0.8M for RoBERTa-base LoRA: only the count with the head, in units of 2^20 (0.85), prints so."""
+    assert readings("0.8M", counts_of([f"{LORA}roberta_base_lora"], 3)) == ["n / 2^20, n = with head"]
+
+
+def test_the_committed_table_is_current(rows: list[CountRow], tmp_path: Path):
+    write_rows(rows, tmp_path / "fresh.csv")
+    committed = CONF_DIR.parent / "results" / "tables" / "param_counts.csv"
+    assert (tmp_path / "fresh.csv").read_text() == committed.read_text(), "run `peft-bench params`"
+
+
+def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["--results", str(tmp_path)]) == 0
+    assert "lora/table2_roberta_large_lora_dagger" in capsys.readouterr().out
+    with (tmp_path / "tables" / "param_counts.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [field.name for field in dataclasses.fields(CountRow)] == list(lines[0])
+    assert len(lines) == 18
+
+
+def test_one_configuration_from_overrides(capsys: pytest.CaptureFixture[str]):
+    assert main(["backbone=roberta_large", "method.rank=4"]) == 0
+    assert "393,216" in capsys.readouterr().out
+
+
+def test_a_control_without_parameters_is_refused():
+    with pytest.raises(ValueError, match="Majority has no parameters to count"):
+        counts_of(["experiment=controls/majority"], 2)
