@@ -1,0 +1,140 @@
+"""From a finished (or failed) run to its record: every number of the record is put together here."""
+
+import dataclasses
+import functools
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from benchmarks.config import RunConfig
+from benchmarks.evaluation import is_constant, scores
+from benchmarks.record import SCHEMA, Record
+from benchmarks.tasks.data import TaskData
+
+
+@dataclass
+class RunOutput:
+    """What a run leaves behind. predictions: checkpoint -> split -> (N,) predictions of the selected and last step."""
+
+    predictions: dict[str, dict[str, np.ndarray]]
+    epochs: dict[str, float | None]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    params: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_PARAMS, 0))
+    unmoved: list[str] = field(default_factory=list)
+    cost: dict[str, Any] = field(default_factory=dict)
+
+
+_PARAMS = ("method", "head", "added", "stored", "backbone", "layers")
+
+
+def assemble(
+    cfg: RunConfig, identity: dict[str, Any], run_id: str, data: TaskData, backbone: dict[str, Any],
+    numerics: dict[str, Any], output: RunOutput,
+) -> Record:  # fmt: skip
+    """The record of a finished run."""
+    entries = []
+    for checkpoint, by_split in output.predictions.items():
+        for split, predictions in by_split.items():
+            for metric, value in scores(cfg.task, predictions, data.labels[split]).items():
+                entries.append(
+                    {
+                        "split": split,
+                        "checkpoint": checkpoint,
+                        "epoch": output.epochs[checkpoint],
+                        "metric": metric,
+                        "score": value,
+                        "n": len(predictions),
+                    }
+                )
+    selection = cfg.task.validation_splits[0]
+    flags = ["one_class_predictions"] if is_constant(output.predictions[cfg.trainer.selection][selection]) else []
+    flags += ["parameters_did_not_move"] if output.unmoved else []
+    record = _common(cfg, identity, run_id) | {
+        "status": "done",
+        "cause": None,
+        "backbone": backbone,
+        "data": {"source": data.source, "sha256": data.sha256, "rows": {s: len(y) for s, y in data.labels.items()}},
+        "selection": {
+            "checkpoint": cfg.trainer.selection,
+            "split": selection,
+            "metric": cfg.task.selection_metric,
+        },
+        "scores": entries,
+        "history": output.history,
+        "params": output.params,
+        "flags": flags,
+        "numerics": numerics,
+        "cost": _COST | output.cost,
+    }
+    return cast(Record, record)
+
+
+def assemble_failure(
+    cfg: RunConfig, identity: dict[str, Any], run_id: str, kind: str, message: str, history: Sequence[Any]
+) -> Record:
+    """The record of a run that failed: its cause, its history so far, no scores."""
+    flags = ["nan_loss"] if kind == "diverged" else []
+    cause = {"kind": kind, "message": message}
+    failed = {"status": "failed", "cause": cause, "history": list(history), "flags": flags, "scores": []}
+    return cast(Record, _common(cfg, identity, run_id) | failed)
+
+
+def prediction_columns(cfg: RunConfig, output: RunOutput, data: TaskData) -> Mapping[str, Any]:
+    """Predictions of the selected checkpoint beside the labels, by split."""
+    chosen = output.predictions[cfg.trainer.selection]
+    return {split: {"prediction": p, "label": data.labels[split]} for split, p in chosen.items()}
+
+
+def _common(cfg: RunConfig, identity: dict[str, Any], run_id: str) -> dict[str, Any]:
+    places = ("data_dir", "backbone_dir", "results_dir", "force")
+    commit, dirty = _git()
+    return {
+        "schema": SCHEMA,
+        "run_id": run_id,
+        "experiment": cfg.experiment,
+        "scale": cfg.scale.name,
+        "settings": cfg.settings,
+        "task": cfg.task.name,
+        "seed": cfg.seed,
+        "identity": {key: value for key, value in identity.items() if key != "config"},
+        "parents": identity["parents"],
+        "config": {key: value for key, value in dataclasses.asdict(cfg).items() if key not in places},
+        "provenance": {
+            "git_commit": commit,
+            "git_dirty": dirty,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    }
+
+
+_COST = {
+    "train_seconds": None,
+    "eval_seconds": None,
+    "train_tokens": None,
+    "tokens_per_second": None,
+    "peak_memory_bytes": None,
+}
+
+
+@functools.cache
+def _git() -> tuple[str | None, bool | None]:
+    """Commit and whether the tree differs from it; None outside a checkout. Read once: the code in memory is of now."""
+    root = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit, changes = (
+        git("rev-parse", "HEAD"),
+        git("status", "--porcelain", "--", ":/peft_methods", ":/benchmarks", ":/conf"),
+    )
+    return commit, None if changes is None else bool(changes)

@@ -1,0 +1,61 @@
+"""Everything about a configuration that can be refused before data, weights or time are spent on it."""
+
+from benchmarks.config import RunConfig, TrainerConfig
+from benchmarks.metrics import METRICS
+
+
+def check_config(cfg: RunConfig) -> None:
+    """Raises ValueError: what was given, what is expected, where to change it."""
+    if cfg.scale.name == "paper" and cfg.experiment != "custom" and cfg.recipe is None:
+        raise ValueError(
+            f"no published recipe for experiment={cfg.experiment} task={cfg.task.dataset}/{cfg.task.name} "
+            f"settings={cfg.settings}: expected conf/recipe/{cfg.settings}/{cfg.experiment}/"
+            f"{cfg.task.dataset}/{cfg.task.name}.yaml, or `recipe:` in the experiment file"
+        )
+    _check_trainer(cfg.trainer)
+    unknown = [metric for metric in cfg.task.metrics if metric not in METRICS]
+    if unknown or cfg.task.selection_metric not in cfg.task.metrics:
+        raise ValueError(
+            f"task {cfg.task.name}: metrics {cfg.task.metrics}, selection_metric {cfg.task.selection_metric!r}; "
+            f"expected names among {', '.join(METRICS)}, the selection metric one of the task's; change conf/task/"
+        )
+    if cfg.threads is not None and cfg.threads < 1:
+        raise ValueError(f"threads={cfg.threads}: expected at least 1, or null for torch's choice")
+
+
+def _check_trainer(trainer: TrainerConfig) -> None:
+    for name in ("epochs", "batch_size", "micro_batch_size", "eval_batch_size", "max_length", "max_steps"):
+        value = getattr(trainer, name)
+        if value is not None and value < 1:
+            raise ValueError(f"trainer.{name}={value}: expected at least 1")
+    for name in ("learning_rate", "max_grad_norm", "eps"):
+        if not getattr(trainer, name) > 0:
+            raise ValueError(f"trainer.{name}={getattr(trainer, name)}: expected a number above 0")
+    if trainer.evaluate_every_steps is not None and trainer.evaluate_every_steps < 1:
+        raise ValueError(f"trainer.evaluate_every_steps={trainer.evaluate_every_steps}: expected at least 1, or null")
+    for name, known in (
+        ("optimizer", ("adamw", "bert_adam")),
+        ("schedule", ("linear", "constant")),
+        ("precision", ("fp32", "bf16")),
+        ("selection", ("best", "last")),
+    ):
+        if getattr(trainer, name) not in known:
+            raise ValueError(f"trainer.{name}={getattr(trainer, name)!r}: expected one of {', '.join(known)}")
+
+
+def check_pack(cfgs: list[RunConfig]) -> None:
+    """The runs of a pack share backbone, scale, precision and checkpointing; everything else may differ."""
+    for name in ("backbone", "scale", "backbone_dir", "device", "threads", "results_dir"):
+        if len({repr(getattr(cfg, name)) for cfg in cfgs}) > 1:
+            raise ValueError(f"a pack shares one {name}, these runs differ in it: split the pack")
+    for name in ("precision", "gradient_checkpointing"):
+        if len({getattr(cfg.trainer, name) for cfg in cfgs}) > 1:
+            raise ValueError(f"a pack shares one trainer.{name}, these runs differ in it: split the pack")
+
+
+def check_length(cfg: RunConfig, positions: int) -> None:
+    """The backbone's position table bounds the tokens of an example."""
+    if cfg.trainer.max_length > positions:
+        raise ValueError(
+            f"trainer.max_length={cfg.trainer.max_length}: the backbone has positions for {positions} tokens; lower it"
+        )

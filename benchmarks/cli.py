@@ -1,0 +1,186 @@
+"""The command `peft-bench` (also `python -m benchmarks`): one verb per stage."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+HELP = """\
+usage: peft-bench VERB [arguments]      peft-bench VERB --help says more
+
+  run       one run, or a Hydra multirun with -m. Overrides follow the verb:
+              peft-bench run experiment=lora/table2_roberta_base_lora task=glue/rte
+              peft-bench run -m experiment=lora/table2_roberta_base_lora 'task=glob(glue/*)' 'seed=range(5)'
+              peft-bench run scale=paper data_dir=~/data backbone_dir=~/models experiment=...
+  sweep     a named sweep in local worker processes: peft-bench sweep quickstart
+  status    what is done, failed (with its cause) and flagged
+  report    the papers' tables beside our runs, and the micro tables
+  params    trainable-parameter counts beside the printed ones, from configurations alone
+  pretrain  the micro backbones, from the generated language
+  rehearse  every experiment at scale=paper for two steps, offline, on stand-ins
+
+Scales: micro (default: no network, no account, no GPU), small, paper. A record is one JSON file per run under
+results/records/; a run whose record exists is left out. Bad input exits with 2, a failed run with 1."""
+
+RUN_HELP = """\
+usage: peft-bench run [-m] [OVERRIDE ...] [HYDRA FLAGS]
+
+One run is one seed of one setting on one task. OVERRIDE is Hydra's group=option or key=value:
+
+  experiment=NAME      one printed row of a paper's table: {experiments}
+  task=glue/NAME       {tasks}
+  backbone=NAME        {backbones}
+  method=NAME          {methods}
+  scale=NAME           micro (default), small, paper
+  settings=NAME        paper (default) or script: whose value, where the paper and its released code disagree
+  tracking=NAME        disabled (default), offline, online: Weights & Biases
+  seed=0 device=auto|cpu|cuda threads=N force=true results_dir=results
+  data_dir=DIR         data in hub layout: DIR/glue/rte/train.parquet; without it: the hub
+  backbone_dir=DIR     a checkpoint folder, or a folder of them: DIR/FacebookAI/roberta-base; without it: the hub
+  trainer.learning_rate=5e-4 trainer.max_steps=100 method.rank=4 ...   every key: peft-bench run --cfg job
+
+-m sweeps: 'task=glob(glue/*)', seed=0,1,2 or 'seed=range(5)' (quote them), method.rank=1,2,4.
+   An experiment file brings its own sweep (tasks, grid, seeds) when it is the only experiment.
+hydra/launcher=slurm sends the runs to Slurm (extra: pip install -e .[slurm]; docs/cluster.md).
+Also: --cfg job prints the composed configuration, --info defaults the files it came from."""
+
+_failures: list[str] = []
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Dispatch to the verb; returns the exit status: 0, 1 (a run failed) or 2 (bad input)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0 if arguments else 2
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        print(f"peft-bench: no verb {verb!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    try:
+        return VERBS[verb](rest) or 0
+    except (ValueError, OSError) as error:
+        print(f"peft-bench {verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+
+
+def _run(argv: Sequence[str]) -> int:
+    if "--help" in argv or "-h" in argv:
+        print(_run_help())
+        return 0
+    if any(word.startswith("hydra/launcher=slurm") for word in argv) and find_spec("hydra_plugins") is None:
+        raise ValueError("hydra/launcher=slurm needs hydra-submitit-launcher: pip install -e .[slurm]")
+    import hydra
+
+    from benchmarks.config import CONF_DIR, register
+    from benchmarks.sweep import expand_globs
+
+    register()
+    sys.argv = ["peft-bench run", *expand_globs(argv)]
+    hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(task)()
+    return int(bool(_failures))
+
+
+def task(cfg: Any) -> None:
+    """Hydra's task function: one run. A failure ends a single run with its exit status; in a local multirun the
+    others go on; in a job of another launcher it is raised, so that the launcher sees it."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from benchmarks.config import typed
+    from benchmarks.run import run
+
+    for noisy in ("httpx", "datasets", "filelock", "accelerate"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        outcome = run(typed(cfg))
+        text = f"{outcome.status}: {outcome.experiment} {outcome.task} seed {outcome.seed} [{outcome.run_id}]"
+        score = "" if outcome.score is None else f" {cfg.task.selection_metric} {outcome.score:.4f}"
+        line = f"{text}{score} {outcome.seconds:.1f} s {outcome.message}".rstrip()
+        failed = outcome.status == "failed"
+    except (ValueError, OSError) as error:
+        line, failed = f"peft-bench run: {' '.join(str(error).split())}", True
+    if not failed:
+        print(line, flush=True)
+        return
+    _failures.append(line)
+    print(line, file=sys.stderr, flush=True)
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN and not hydra_config.launcher._target_.endswith("BasicLauncher"):
+        raise RuntimeError(line)
+    if hydra_config.mode == RunMode.RUN and line.startswith("peft-bench run:"):
+        raise SystemExit(2)
+
+
+def _run_help() -> str:
+    from benchmarks.config import CONF_DIR
+
+    def names(group: str) -> str:
+        return ", ".join(
+            sorted(
+                p.relative_to(CONF_DIR / group).with_suffix("").as_posix() for p in (CONF_DIR / group).rglob("*.yaml")
+            )
+        )
+
+    def wrapped(group: str) -> str:
+        import textwrap
+
+        return textwrap.fill(names(group), 118, subsequent_indent=" " * 23)
+
+    return RUN_HELP.format(
+        experiments=wrapped("experiment"),
+        tasks=wrapped("task"),
+        backbones=wrapped("backbone"),
+        methods=wrapped("method"),
+    )
+
+
+def _sweep(argv: Sequence[str]) -> int:
+    from benchmarks.sweep import main
+
+    return main(argv)
+
+
+def _status(argv: Sequence[str]) -> int:
+    from benchmarks.report.main import status_main
+
+    return status_main(argv) or 0
+
+
+def _report(argv: Sequence[str]) -> int:
+    from benchmarks.report.main import main
+
+    return main(argv) or 0
+
+
+def _params(argv: Sequence[str]) -> int:
+    from benchmarks.params import main
+
+    return main(argv) or 0
+
+
+def _pretrain(argv: Sequence[str]) -> int:
+    from benchmarks.pretraining import main
+
+    return main(argv) or 0
+
+
+def _rehearse(argv: Sequence[str]) -> int:
+    from benchmarks.rehearse import main
+
+    return main(argv) or 0
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "run": _run,
+    "sweep": _sweep,
+    "status": _status,
+    "report": _report,
+    "params": _params,
+    "pretrain": _pretrain,
+    "rehearse": _rehearse,
+}

@@ -1,0 +1,83 @@
+"""The device a run uses, and what two runs must share to be bit-identical (the numerics class)."""
+
+import platform
+import resource
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+
+_VERSIONED = ("torch", "transformers", "accelerate", "tokenizers", "numpy")
+
+
+def make_accelerator(device: str, precision: str, pack: int) -> Accelerator:
+    """accelerate's Accelerator for `device` (auto, cpu, cuda) and `precision` (fp32, bf16).
+
+    Raises ValueError where the device is not there or a name is unknown, before anything is loaded.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device={device!r}: expected auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch sees no GPU; use device=auto or device=cpu")
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"trainer.precision={precision!r}: expected fp32 or bf16")
+    # One process runs many runs: accelerate's singleton may hold the precision of the run before.
+    AcceleratorState._reset_state(reset_partial_state=False)
+    if torch.cuda.is_available() and device != "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=pack > 1)],
+    )
+
+
+def numerics(accelerator: Accelerator, precision: str, pack: int) -> dict[str, Any]:
+    """Device, dtype, threads, pack and library versions, as the record keeps them."""
+    device = accelerator.device
+    return {
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "dtype": "float32" if precision == "fp32" else "bfloat16 autocast",
+        "threads": torch.get_num_threads(),
+        "pack": pack,
+        "processes": accelerator.num_processes,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _VERSIONED},
+    }
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start measuring peak memory anew (on Linux also for the CPU)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            return  # not permitted: the peak is then that of the process so far
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes since `reset_peak_memory`: allocated on the GPU, or the resident set of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,95 @@
+"""The start from another task's module (`init_from`): which parent, found or trained first, and what carries over."""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from benchmarks.config import CONF_DIR, InitFromConfig, RunConfig, register, typed
+from peft_methods.attach import Attached
+from peft_methods.state import copy_trained, read_safetensors
+
+
+def compose_run(overrides: list[str]) -> RunConfig:
+    """The RunConfig that `peft-bench run` composes from these overrides."""
+    register()
+    if GlobalHydra.instance().is_initialized():
+        return typed(compose("config", overrides))
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return typed(compose("config", overrides))
+
+
+def parent_configs(cfg: RunConfig) -> list[RunConfig]:
+    """The configurations of every possible parent: the one of the same seed, or one per seed of `init_from.seeds`.
+
+    A parent is its own experiment's run on the parent task, with its own recipe; only places and the scale carry over.
+    """
+    init = _checked(cfg.init_from)
+    seeds = [cfg.seed] if init.parent == "same_seed" else init.seeds
+    choices = [
+        f"experiment={init.experiment}",
+        f"task={init.task}",
+        f"settings={cfg.settings}",
+        f"scale={cfg.scale.name}",
+    ]
+    first = compose_run([*choices, f"seed={seeds[0]}", *init.overrides])
+    if first.init_from is not None:
+        raise ValueError(f"init_from: the parent {init.experiment} on {init.task} starts from a parent itself")
+    places = {name: getattr(cfg, name) for name in ("data_dir", "backbone_dir", "results_dir", "device", "threads")}
+    first = dataclasses.replace(first, tracking=cfg.tracking, **places)
+    return [dataclasses.replace(copy.deepcopy(first), seed=seed) for seed in seeds]
+
+
+def command(cfg: RunConfig, init: InitFromConfig) -> str:
+    """The exact command that trains the missing parent or parents."""
+    seeds = str(cfg.seed) if init.parent == "same_seed" else ",".join(map(str, init.seeds))
+    multirun = "-m " if "," in seeds else ""
+    places = [
+        f"{n}={getattr(cfg, n)}" for n in ("data_dir", "backbone_dir", "results_dir") if getattr(cfg, n) is not None
+    ]
+    words = [
+        f"experiment={init.experiment}",
+        f"task={init.task}",
+        f"scale={cfg.scale.name}",
+        f"settings={cfg.settings}",
+    ]
+    return " ".join([f"peft-bench run {multirun}{' '.join(words)} seed={seeds}", *places, *init.overrides])
+
+
+def pick_parent(scores: dict[str, float]) -> str:
+    """The run id with the highest validation score; ties go to the earlier seed (the order of the dictionary)."""
+    return max(scores, key=lambda run_id: scores[run_id])
+
+
+def start_from(attached: Attached, k: int, parent: Path, head_dense: bool) -> None:
+    """Copy the parent's method tensors into run k, and the head's dense layer if asked; never the output layer."""
+    tensors, _ = read_safetensors(parent)
+    for prefix in ["sites.", "backbone."] + (["head.dense."] if head_dense else []):
+        copy_trained(attached, tensors, k, only=prefix)
+
+
+def trained_path(cfg: RunConfig, run_id: str) -> Path:
+    """Where a run's selected checkpoint lies: what its children start from."""
+    return Path(cfg.results_dir) / "trained" / cfg.experiment / f"{run_id}.safetensors"
+
+
+def parent_of(cfg: RunConfig, score_of: Callable[[RunConfig], tuple[str, float]]) -> str:
+    """The run id of the parent; `score_of` finds or makes one candidate's run and gives its id and validation score."""
+    return pick_parent(dict(score_of(parent) for parent in parent_configs(cfg)))
+
+
+def _checked(init: InitFromConfig | None) -> InitFromConfig:
+    if init is None:
+        raise ValueError("this run has no init_from")
+    for name, value, known in (
+        ("parent", init.parent, ("same_seed", "best")),
+        ("if_missing", init.if_missing, ("train", "error")),
+    ):
+        if value not in known:
+            raise ValueError(f"init_from.{name}={value!r}: expected {' or '.join(known)}")
+    if init.parent == "best" and not init.seeds:
+        raise ValueError("init_from.seeds is empty: name the seeds among which the best parent is chosen")
+    return init

@@ -1,0 +1,287 @@
+"""A task's description → its examples, checked: the generated language, a local folder, or the Hugging Face hub.
+
+Nothing is repaired: a row that cannot be trained on or scored stops the run before training, by its number (from 0).
+"""
+
+import functools
+import hashlib
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.config import ScaleConfig, TaskConfig
+
+Columns = Mapping[str, Sequence[Any]]  # column name -> values, row by row
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message says what was found, what is expected and where to change it."""
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The examples of one task.
+
+    texts: split -> rows of one or two texts. labels: split -> (N,) int64 classes, or float64 for regression.
+    source: the language version ("micro-1"), or the dataset ("glue"). sha256: of these texts and labels by split;
+    file layout, paths and unused columns do not matter.
+    """
+
+    texts: dict[str, list[tuple[str, ...]]]
+    labels: dict[str, np.ndarray]
+    source: str
+    sha256: str
+
+
+class _Wanted(NamedTuple):
+    """The part of the configuration that decides which data are read: hashable, for the cache."""
+
+    name: str
+    dataset: str
+    hub_id: str
+    subset: str
+    text_columns: tuple[str, ...]
+    label_column: str
+    num_labels: int
+    label_range: tuple[float, ...]
+    splits: tuple[tuple[str, str], ...]  # split, and the key of the configuration that names it
+    source: str  # micro or published
+    data_dir: str | None
+
+
+def load_task(task: TaskConfig, scale: ScaleConfig, data_dir: str | None) -> TaskData:
+    """The training, validation and (where the scale has labels for them) test splits of a task.
+
+    scale.data "micro" generates them; "published" reads `<data_dir>/<dataset>/<subset>/<split>.parquet` (or the hub's
+    `<split>-00000-of-0000N.parquet`), or downloads `hub_id` where data_dir is None. Raises DataError.
+    """
+    splits = [(task.train_split, "task.train_split")]
+    splits += [(split, "task.validation_splits") for split in task.validation_splits]
+    splits += [(split, "task.test_splits") for split in task.test_splits if scale.evaluate_test]
+    wanted = _Wanted(
+        task.name,
+        task.dataset,
+        task.hub_id,
+        task.subset,
+        tuple(task.text_columns),
+        task.label_column,
+        task.num_labels,
+        tuple(task.label_range),
+        tuple(splits),
+        scale.data,
+        data_dir,
+    )
+    return _load(wanted)
+
+
+@functools.lru_cache(maxsize=16)  # a sweep over GLUE comes back to each of its tasks
+def _load(wanted: _Wanted) -> TaskData:
+    _check_description(wanted)
+    if wanted.source == "micro":
+        from benchmarks.micro.language import LANGUAGE_VERSION
+        from benchmarks.micro.tasks import load_micro
+
+        tables: Mapping[str, Columns] = load_micro(wanted.name)
+        _require_splits(wanted, tables, f"the generated task {wanted.name}")
+        source = LANGUAGE_VERSION
+    elif wanted.source == "published":
+        tables = _from_hub(wanted) if wanted.data_dir is None else _from_folder(wanted, wanted.data_dir)
+        source = wanted.dataset
+    else:
+        raise DataError(f"scale.data is {wanted.source!r}, expected 'micro' or 'published'; change it in conf/scale/")
+    texts, labels = {}, {}
+    for split, _ in wanted.splits:
+        where = f"split {split!r} of {wanted.name}"
+        columns = tables[split]
+        _check_columns(wanted, columns, where)
+        texts[split] = _texts(wanted, columns, where)
+        labels[split] = _labels(wanted, columns[wanted.label_column], where)
+    return TaskData(texts, labels, source, _content_hash(texts, labels))
+
+
+def _check_description(wanted: _Wanted) -> None:
+    if not 1 <= len(wanted.text_columns) <= 2:
+        given = list(wanted.text_columns)
+        raise DataError(f"{wanted.name} has text columns {given}, expected one or two; change task.text_columns")
+    if wanted.num_labels > 1 and wanted.label_range != (0, wanted.num_labels - 1):
+        raise DataError(
+            f"{wanted.name} has {wanted.num_labels} classes but label_range {list(wanted.label_range)}, expected "
+            f"[0, {wanted.num_labels - 1}]; change task.label_range or task.num_labels"
+        )
+
+
+def _require_splits(wanted: _Wanted, present: Mapping[str, Any], place: str) -> None:
+    for split, key in wanted.splits:
+        if split not in present:
+            raise DataError(f"no split {split!r} in {place} (found: {', '.join(present) or 'none'}); {_rename(key)}")
+
+
+def _rename(key: str) -> str:
+    return f"name another split with {key}=" + ("<split>" if key == "task.train_split" else "[<split>,...]")
+
+
+def _from_folder(wanted: _Wanted, data_dir: str) -> dict[str, Columns]:
+    """Every wanted split from `<data_dir>/<dataset>/<subset>/`, by the parquet loader that reads the hub's files."""
+    folder = Path(data_dir).expanduser() / wanted.dataset / wanted.subset
+    if not folder.is_dir():
+        raise DataError(
+            f"no folder {folder} for {wanted.name}; expected <data_dir>/<dataset>/<subset>/<split>.parquet: change "
+            "data_dir, task.dataset or task.subset, or leave data_dir out to use the Hugging Face hub"
+        )
+    names = sorted(path.name for path in folder.glob("*.parquet"))
+    files = {split: _files(split, key, folder, names) for split, key in wanted.splits}
+    return {split: _read_parquet(wanted, split, paths) for split, paths in files.items()}
+
+
+def _files(split: str, key: str, folder: Path, names: list[str]) -> list[Path]:
+    """The one file or all numbered parts of a split."""
+    parts = [name for name in names if re.fullmatch(rf"{re.escape(split)}-\d{{5}}-of-\d{{5}}\.parquet", name)]
+    single = [name for name in names if name == f"{split}.parquet"]
+    if parts != [f"{split}-{part:05}-of-{len(parts):05}.parquet" for part in range(len(parts))]:
+        raise DataError(
+            f"split {split!r} in {folder} is not whole: found {', '.join(parts)}; complete the parts that its names "
+            "announce (-of-), or remove it"
+        )
+    if parts and single:
+        raise DataError(f"split {split!r} in {folder} is there twice, as {single[0]} and as {parts[0]}; remove one")
+    if not parts and not single:
+        raise DataError(
+            f"no split {split!r} in {folder} (found: {', '.join(names) or 'no parquet file'}; expected {split}.parquet "
+            f"or {split}-00000-of-0000N.parquet); add it or {_rename(key)}"
+        )
+    return [folder / name for name in single or parts]
+
+
+def _read_parquet(wanted: _Wanted, split: str, paths: list[Path]) -> Columns:
+    import datasets  # imports that runs on generated data do without
+    from pyarrow import parquet
+
+    # A cache of its own, gone afterwards: the shared one would keep a second copy of files that are here anyway.
+    with tempfile.TemporaryDirectory(prefix="peft-bench-data-") as cache, _no_progress_bars(datasets):
+        try:
+            if not sum(parquet.read_metadata(path).num_rows for path in paths):
+                raise _no_rows(f"split {split!r} of {wanted.name}")  # the loader would say it less clearly
+            rows = datasets.load_dataset(
+                "parquet",
+                data_files={split: [str(path) for path in paths]},
+                split=split,
+                cache_dir=cache,
+                keep_in_memory=True,
+            )
+        except DataError:
+            raise
+        except Exception as error:  # whatever a damaged file makes pyarrow and datasets raise
+            cause = error.__cause__ or error
+            raise DataError(
+                f"cannot read split {split!r} of {wanted.name} from {', '.join(map(str, paths))} "
+                f"({type(cause).__name__}: {_first_line(cause)}); expected parquet files with equal columns"
+            ) from error
+        return _used_columns(wanted, rows)
+
+
+def _from_hub(wanted: _Wanted) -> dict[str, Columns]:
+    import datasets
+
+    try:
+        tables = datasets.load_dataset(wanted.hub_id, wanted.subset)
+    except Exception as error:  # no network, no such data set, no access: the library has a class for each
+        raise DataError(
+            f"cannot load {wanted.hub_id} (subset {wanted.subset}) from the Hugging Face hub "
+            f"({type(error).__name__}: {_first_line(error)}); set data_dir=<folder> to read "
+            f"<folder>/{wanted.dataset}/{wanted.subset}/<split>.parquet instead"
+        ) from error
+    _require_splits(wanted, tables, f"{wanted.hub_id} (subset {wanted.subset}) on the hub")
+    return {split: _used_columns(wanted, tables[split]) for split, _ in wanted.splits}
+
+
+def _used_columns(wanted: _Wanted, rows: Any) -> Columns:
+    """The columns we use of a datasets.Dataset as lists; of the others only that they exist."""
+    used = [name for name in (*wanted.text_columns, wanted.label_column) if name in rows.column_names]
+    columns: Columns = rows.select_columns(used).to_dict()
+    return dict.fromkeys(rows.column_names, ()) | dict(columns)
+
+
+def _check_columns(wanted: _Wanted, columns: Columns, where: str) -> None:
+    keys = dict.fromkeys(wanted.text_columns, "task.text_columns") | {wanted.label_column: "task.label_column"}
+    if missing := [name for name in keys if name not in columns]:
+        raise DataError(
+            f"{where} has no column {', '.join(map(repr, missing))} (found: {', '.join(columns) or 'none'}); expected "
+            f"{', '.join(keys)}: change {' and '.join(sorted({keys[name] for name in missing}))}"
+        )
+    if not len(columns[wanted.label_column]):
+        raise _no_rows(where)
+
+
+def _no_rows(where: str) -> DataError:
+    return DataError(f"{where} has no rows; expected at least one: check the file, or name another split")
+
+
+def _texts(wanted: _Wanted, columns: Columns, where: str) -> list[tuple[str, ...]]:
+    for name in wanted.text_columns:
+        for number, text in enumerate(columns[name]):
+            if not isinstance(text, str):
+                raise DataError(
+                    f"{where}, column {name!r}, row {number} is {text!r}, expected a text; correct the row or "
+                    "change task.text_columns"
+                )
+    return list(zip(*(columns[name] for name in wanted.text_columns), strict=True))
+
+
+def _labels(wanted: _Wanted, column: Sequence[Any], where: str) -> np.ndarray:
+    """(N,) labels, each within label_range; int64 for classes, float64 for regression."""
+    classes = wanted.num_labels > 1
+    low, high = wanted.label_range
+    for number, label in enumerate(column):
+        legal = _is_number(label) and low <= label <= high and (not classes or label == int(label))
+        if not legal:
+            expected = f"a class from {low:g} to {high:g}" if classes else f"a number from {low:g} to {high:g}"
+            hidden = " (the hub's mark for a hidden label: this split cannot be scored)" if label == -1 else ""
+            raise DataError(
+                f"{where}, column {wanted.label_column!r}, row {number} is {label!r}{hidden}, expected {expected}; "
+                "correct the row, name another split, or change task.num_labels and task.label_range"
+            )
+    labels = np.asarray(column, dtype=np.int64 if classes else np.float64)
+    labels.setflags(write=False)  # shared by every run of this process
+    return labels
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and math.isfinite(value)
+
+
+def _content_hash(texts: Mapping[str, list[tuple[str, ...]]], labels: Mapping[str, np.ndarray]) -> str:
+    """Of every split's name, texts and labels. Lengths go in first, so that no two contents give the same bytes."""
+    content = hashlib.sha256()
+    for split in sorted(texts):
+        content.update(f"{split}\0{len(texts[split])}\0{len(texts[split][0])}\0{labels[split].dtype.kind}\0".encode())
+        for column in zip(*texts[split], strict=True):
+            encoded = [text.encode() for text in column]
+            content.update(np.fromiter(map(len, encoded), dtype="<i8", count=len(encoded)).tobytes())
+            content.update(b"".join(encoded))
+        content.update(labels[split].astype(f"<{labels[split].dtype.kind}8").tobytes())
+    return content.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+@contextmanager
+def _no_progress_bars(datasets: Any) -> Iterator[None]:
+    """Local files are read in moments; the bars of `datasets` would tear up those of the sweep."""
+    restore: Callable[[], None] | None = None
+    if not datasets.are_progress_bars_disabled():
+        datasets.disable_progress_bars()
+        restore = datasets.enable_progress_bars
+    try:
+        yield
+    finally:
+        if restore:
+            restore()

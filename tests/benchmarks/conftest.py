@@ -1,0 +1,96 @@
+"""A toy task for the training loop: ids and labels made here, run configurations without Hydra."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from benchmarks.config import BackboneConfig, RunConfig, ScaleConfig, TaskConfig, TrackingConfig, TrainerConfig
+from benchmarks.tasks.tokenizing import TokenizedSplit
+from benchmarks.training import Job
+from peft_methods.attach import Attached, attach
+from peft_methods.bitfit import BitFit
+from peft_methods.bottleneck import Houlsby
+from peft_methods.heads import ClassificationHead
+from peft_methods.lora import Lora
+
+METHODS = {
+    "lora": Lora(rank=2, alpha=4, dropout=0.1, targets=["query", "value"], init_A="kaiming_uniform"),
+    "houlsby": Houlsby(4, "gelu_tanh", "truncated_normal", 0.01, train_layer_norms=True),
+    "bitfit": BitFit("all"),
+}
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def toy_split() -> Callable[..., TokenizedSplit]:
+    """toy_split(n, num_labels, seed): rows of 3 to 9 tokens; the label follows from the first content token."""
+
+    def build(n: int, num_labels: int = 2, seed: int = 0) -> TokenizedSplit:
+        rng = np.random.default_rng(seed)
+        lengths = rng.integers(3, 10, n)
+        ids = rng.integers(5, 61, lengths.sum()).astype(np.int32)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        first = ids[offsets[:-1]]
+        labels = first / 61 * 5 if num_labels == 1 else first % num_labels
+        return TokenizedSplit(ids, offsets, labels.astype(float if num_labels == 1 else np.int64), np.zeros_like(ids))
+
+    return build
+
+
+@pytest.fixture
+def toy_config() -> Callable[..., RunConfig]:
+    """toy_config(seed, num_labels, **trainer fields): a run without Hydra; `method` is not read by the loop."""
+
+    def build(seed: int = 0, num_labels: int = 2, **trainer: Any) -> RunConfig:
+        task = TaskConfig(
+            name="toy", dataset="glue", hub_id="", subset="toy", text_columns=["sentence"], num_labels=num_labels,
+            label_range=[0, 5], validation_splits=["validation"], test_splits=["test"],
+            metrics=["pearson"] if num_labels == 1 else ["accuracy"],
+            selection_metric="pearson" if num_labels == 1 else "accuracy",
+        )  # fmt: skip
+        settings: dict[str, Any] = {"learning_rate": 1e-3, "epochs": 3, "batch_size": 8, "max_length": 16}
+        return RunConfig(
+            backbone=BackboneConfig(name="tiny", model_type="bert", hub_id="", pooler=True, architecture={}),
+            method={"_target_": "peft_methods.lora.Lora"}, task=task, trainer=TrainerConfig(**settings | trainer),
+            scale=ScaleConfig(name="small", data="published"), tracking=TrackingConfig(), seed=seed,
+        )  # fmt: skip
+
+    return build
+
+
+@pytest.fixture
+def toy_pack(tiny_backbone, toy_split, toy_config) -> Callable[..., tuple[Attached, list[Job]]]:
+    """toy_pack([("lora", {"seed": 1, "learning_rate": 1e-3}), ...]) -> attached runs and their jobs, on a new BERT."""
+
+    def build(
+        runs: list[tuple[str, dict[str, Any]]], dtype: torch.dtype = torch.float32, dropout: float = 0.1
+    ) -> tuple[Attached, list[Job]]:
+        backbone = tiny_backbone("bert", dtype, dropout=dropout)
+        cfgs = [toy_config(**fields) for _, fields in runs]
+        heads = [lambda n=cfg.task.num_labels: ClassificationHead(backbone.config, n) for cfg in cfgs]
+        attached = attach(backbone, [METHODS[name] for name, _ in runs], heads, [cfg.seed for cfg in cfgs])
+        jobs = []
+        for i, cfg in enumerate(cfgs):
+            n = cfg.task.num_labels
+            data = {"train": toy_split(30 + 5 * i, n, seed=i), "validation": toy_split(20, n, seed=99)}
+            jobs.append(Job(cfg, data, pad_token_id=0))
+        return attached, jobs
+
+    return build
+
+
+@pytest.fixture
+def replace_trainer() -> Callable[..., RunConfig]:
+    def build(cfg: RunConfig, **fields: Any) -> RunConfig:
+        return dataclasses.replace(cfg, trainer=dataclasses.replace(cfg.trainer, **fields))
+
+    return build

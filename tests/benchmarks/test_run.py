@@ -1,0 +1,203 @@
+"""A run from configuration to record, at micro scale with a few steps: found, forced, refused, failed, parents."""
+
+import dataclasses
+import json
+import logging
+
+import pytest
+import torch
+
+from benchmarks import parents
+from benchmarks import run as run_module
+from benchmarks.config import RunConfig, TrackingConfig
+from benchmarks.parents import compose_run
+from benchmarks.record import list_states, read_record, record_path
+from benchmarks.run import run, run_pack
+
+LORA = "experiment=lora/table2_roberta_base_lora"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def short(tmp_path):
+    """short(*overrides): a micro run of three steps that writes below tmp_path."""
+
+    def compose(*overrides: str) -> RunConfig:
+        fixed = ["trainer.max_steps=3", "trainer.evaluate_every_steps=2", f"results_dir={tmp_path}", "device=cpu"]
+        return compose_run([*fixed, *overrides])
+
+    return compose
+
+
+def record_of(cfg, outcome):
+    return read_record(record_path(cfg.results_dir, outcome.experiment, outcome.run_id))
+
+
+def test_a_run_writes_one_record_and_is_found_the_second_time(short):
+    cfg = short(LORA, "task=glue/sst2")
+    outcome = run(cfg)
+    assert outcome.status == "done"
+    record = record_of(cfg, outcome)
+    assert {(s["split"], s["checkpoint"]) for s in record["scores"]} == {
+        (split, checkpoint) for split in ("validation", "test") for checkpoint in ("best", "last")
+    }
+    assert [point["step"] for point in record["history"]] == [2, 3]
+    # LoRA r on query and value of two layers of width 64; RoBERTa's head: dense 64 x 64, output 64 x 2.
+    rank = cfg.method["rank"]
+    assert record["params"]["method"] == 2 * 2 * 2 * 64 * rank
+    assert record["params"]["head"] == 64 * 64 + 64 + 64 * 2 + 2
+    assert record["backbone"]["published"] is False
+    again = run(cfg)
+    assert (again.status, again.score, again.run_id) == ("found", outcome.score, outcome.run_id)
+    forced = run(dataclasses.replace(cfg, force=True))
+    assert (forced.status, forced.score) == ("done", outcome.score)
+
+
+def test_a_truncated_record_is_set_aside_and_the_run_made_again(short, caplog):
+    cfg = short("method=head_only", "task=glue/rte")
+    outcome = run(cfg)
+    path = record_path(cfg.results_dir, "custom", outcome.run_id)
+    content = path.read_bytes()
+    path.write_bytes(content[:100])
+    with caplog.at_level(logging.WARNING):
+        assert run(cfg).status == "done"
+    assert "set aside" in caplog.text
+    assert path.with_name(path.name + ".unreadable").read_bytes() == content[:100]
+    assert json.loads(path.read_text())["run_id"] == outcome.run_id
+
+
+def test_a_pack_of_runs_and_tasks_equals_the_runs_alone(short, tmp_path):
+    cfgs = [
+        short("method=lora", "backbone=bert_base_uncased", "task=glue/rte", "seed=1"),
+        short("method=houlsby", "backbone=bert_base_uncased", "task=glue/stsb", "seed=2", "trainer.batch_size=7"),
+        short("method=bitfit", "backbone=bert_base_uncased", "task=glue/mnli", "seed=3"),
+    ]
+    packed = run_pack(cfgs)
+    for cfg, outcome in zip(cfgs, packed, strict=True):
+        alone = run(dataclasses.replace(cfg, results_dir=str(tmp_path / "alone")))
+        assert alone.run_id == outcome.run_id
+        assert alone.score == pytest.approx(outcome.score, abs=1e-3)
+        assert record_of(cfg, outcome)["numerics"]["pack"] == 3
+
+
+def test_controls_need_no_backbone(short):
+    for method in ("majority", "bag_of_words"):
+        for task in ("mnli", "stsb"):
+            cfg = short(f"experiment=controls/{method}", f"task=glue/{task}")
+            outcome = run(cfg)
+            assert outcome.status == "done"
+            assert record_of(cfg, outcome)["params"]["stored"] == 0
+
+
+def test_full_fine_tuning_leaves_the_shared_backbone_as_it_was(short):
+    before = run(short("method=head_only", "backbone=roberta_base", "task=glue/sst2")).score
+    run(short("method=full", "backbone=roberta_base", "task=glue/sst2", "trainer.learning_rate=1e-2"))
+    after = run(short("method=head_only", "backbone=roberta_base", "task=glue/sst2", "force=true")).score
+    assert before == after
+
+
+def test_the_mnli_start_trains_its_parent_first_and_carries_the_method_over(short, monkeypatch):
+    overrides = '["trainer.max_steps=3","trainer.evaluate_every_steps=2"]'
+    cfg = short(LORA, "task=glue/rte", "init_from.parent=same_seed", f"init_from.overrides={overrides}")
+    started = {}
+
+    def spy(attached, k, parent, head_dense):
+        parents_start(attached, k, parent, head_dense)
+        started["parent"] = parent
+        started["tensors"] = {n: p.detach().clone() for n, p in attached.run(k).trained().items()}
+
+    parents_start = parents.start_from
+    monkeypatch.setattr(run_module.parents, "start_from", spy)
+    outcome = run(cfg)
+    record = record_of(cfg, outcome)
+    states = list_states(cfg.results_dir)["lora/table2_roberta_base_lora"]
+    assert len(states.done) == 2
+    assert record["parents"] == [started["parent"].stem]
+    from safetensors.torch import load_file
+
+    parent = load_file(started["parent"])
+    for name, tensor in started["tensors"].items():
+        if name.startswith("sites."):
+            assert torch.equal(tensor, parent[name])
+        if name == "head.dense.weight":
+            assert not torch.equal(tensor, parent[name])  # head_dense: false
+    assert started["tensors"]["head.out_proj.weight"].shape[0] == 2
+    assert parent["head.out_proj.weight"].shape[0] == 3
+    # The parent belongs to the identity: another parent seed, another child.
+    other = run(dataclasses.replace(cfg, init_from=dataclasses.replace(cfg.init_from, parent="best", seeds=[1])))
+    assert other.run_id != outcome.run_id
+
+
+def test_a_missing_parent_is_refused_with_its_command(short):
+    cfg = short(LORA, "task=glue/rte", "init_from.if_missing=error", "init_from.parent=same_seed", "seed=4")
+    with pytest.raises(
+        ValueError, match=r"peft-bench run experiment=lora/table2_roberta_base_lora task=glue/mnli .*seed=4"
+    ):
+        run(cfg)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.learning_rate=0"], "trainer.learning_rate=0.0: expected a number above 0"),
+        (["trainer.optimizer=sgd"], "expected one of adamw, bert_adam"),
+        (["trainer.max_length=600"], "max_length=600"),
+        (["method=lora", "method.targets=[qwery]"], "match no projection of roberta: unknown ..qwery"),
+        (["method=lora", "method.targets=[]"], "match no projection"),
+        (["method=pfeiffer", "method.skip_layers=2"], "expected 0 to 1"),
+        (["scale=small", "data_dir=/nowhere"], "nowhere"),
+        (["scale=paper", LORA, "settings=script", "task=wnli"], "no published recipe"),
+        (["device=cuda"], "device=cuda, but torch sees no GPU"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence_before_training(short, overrides, message, monkeypatch):
+    if torch.cuda.is_available() and "device=cuda" in overrides:
+        pytest.skip("this machine has a GPU")
+    monkeypatch.setattr(run_module, "train", lambda *_, **__: pytest.fail("training started"))
+    with pytest.raises(ValueError, match=message):
+        run(short(*overrides))
+
+
+def test_an_exception_in_training_becomes_a_failed_record_with_its_cause(short, monkeypatch):
+    cfg = short("method=lora", "task=glue/cola")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "train", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("2 GiB")))
+        outcome = run(cfg)
+    assert outcome.status == "failed"
+    record = read_record(record_path(cfg.results_dir, "custom", outcome.run_id, "failed"))
+    assert record["cause"] == {"kind": "out_of_memory", "message": "OutOfMemoryError: 2 GiB"}
+    assert run(cfg).status == "done"  # nothing stays attached, and the failure gives way
+    assert not list_states(cfg.results_dir)["custom"].failed
+
+
+def test_a_diverged_run_is_a_failed_record_with_a_flag(short):
+    cfg = short("method=houlsby", "task=glue/cola", "trainer.learning_rate=1e30", "trainer.max_grad_norm=1e30")
+    outcome = run(cfg)
+    record = read_record(record_path(cfg.results_dir, "custom", outcome.run_id, "failed"))
+    assert record["cause"]["kind"] == "diverged"
+    assert record["flags"] == ["nan_loss"]
+
+
+def test_flags_of_a_run_that_did_not_learn(short):
+    cfg = short("method=lora", "task=glue/cola", "trainer.learning_rate=1e-30", "trainer.warmup_ratio=0")
+    assert "parameters_did_not_move" in record_of(cfg, run(cfg))["flags"]
+
+
+def test_tracking_failures_never_fail_a_run(short, monkeypatch, caplog):
+    import wandb
+
+    def refuse(**_):
+        raise wandb.errors.CommError("no network")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    cfg = dataclasses.replace(short("method=head_only", "task=glue/qnli"), tracking=TrackingConfig(mode="offline"))
+    with caplog.at_level(logging.WARNING):
+        assert run(cfg).status == "done"
+    assert "W&B tracking is off for this run" in caplog.text
