@@ -18,8 +18,8 @@ help: ## Show this list
 
 # The stamp makes the set-up run once, and again only when the wanted packages change.
 .venv/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "peft-bench needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing); name another with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "peft-bench needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo missing); name another with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { \
 		echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu install the package python3-venv, then run make again" >&2; rm -rf .venv; exit 1; }
 	@# torch first and pinned: a range may pick a build for other hardware.

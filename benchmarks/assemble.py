@@ -16,6 +16,8 @@ from benchmarks.evaluation import is_constant, scores
 from benchmarks.record import SCHEMA, Record
 from benchmarks.tasks.data import TaskData
 
+_PARAMS = ("method", "head", "added", "stored", "backbone", "layers")
+
 
 @dataclass
 class RunOutput:
@@ -27,9 +29,6 @@ class RunOutput:
     params: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_PARAMS, 0))
     unmoved: list[str] = field(default_factory=list)
     cost: dict[str, Any] = field(default_factory=dict)
-
-
-_PARAMS = ("method", "head", "added", "stored", "backbone", "layers")
 
 
 def assemble(

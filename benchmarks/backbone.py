@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from benchmarks.config import BackboneConfig, ScaleConfig
 
@@ -125,7 +126,9 @@ def _load(
             f"cannot load the backbone {source!r} from {where}: {str(error).splitlines()[0]}"
         ) from error
     model = model.to(device).eval().requires_grad_(False)
-    sha256 = "random" if not pretrained else weights_digest(Path(source)) if local else str(config._commit_hash)
+    # By content, so that the hub's copy and a local folder of the same weights are one backbone.
+    folder = Path(source) if local else Path(cached_file(source, "config.json", **hub)).parent
+    sha256 = weights_digest(folder) if pretrained else "random"
     return model, tokenizer, sha256
 
 

@@ -1,6 +1,7 @@
 """The command `peft-bench` (also `python -m benchmarks`): one verb per stage."""
 
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -72,8 +73,7 @@ def _run(argv: Sequence[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(_run_help())
         return 0
-    if any(word.startswith("hydra/launcher=slurm") for word in argv) and find_spec("hydra_plugins") is None:
-        raise ValueError("hydra/launcher=slurm needs hydra-submitit-launcher: pip install -e .[slurm]")
+    _check_slurm(argv)
     import hydra
 
     from benchmarks.config import CONF_DIR, register
@@ -83,6 +83,28 @@ def _run(argv: Sequence[str]) -> int:
     sys.argv = ["peft-bench run", *expand_globs(argv)]
     hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(task)()
     return int(bool(_failures))
+
+
+def _check_slurm(argv: Sequence[str]) -> None:
+    """Hydra ignores a launcher without -m, and reports a missing plug-in or a missing Slurm with a traceback."""
+    if "hydra/launcher=slurm" not in argv:
+        return
+    plugins = ("submitit", "hydra_plugins", "hydra_plugins.hydra_submitit_launcher")
+    if not all(find_spec(name) for name in plugins):
+        raise ValueError(
+            "hydra/launcher=slurm needs hydra-submitit-launcher, which is not installed: "
+            "pip install -c constraints.txt -e .[slurm]"
+        )
+    if not {"-m", "--multirun"} & set(argv):
+        raise ValueError("hydra/launcher=slurm applies to a multirun only: add -m (without it Hydra would run here)")
+    if {"--cfg", "-c", "--info", "-i"} & set(argv):
+        return
+    missing = [program for program in ("sbatch", "srun") if shutil.which(program) is None]
+    if missing:
+        raise ValueError(
+            f"hydra/launcher=slurm: {' and '.join(missing)} not found in PATH; run it on a login node of a Slurm "
+            "cluster, or leave the launcher out"
+        )
 
 
 def task(cfg: Any) -> None:

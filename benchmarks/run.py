@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def _make(todo: list[Prepared], show_progress: bool) -> list[Outcome]:
 def _attach(todo: list[Prepared], backbone: Backbone) -> tuple[Attached, list[Job]]:
     """Attach every run's method and head, copy parents' tensors, tokenize."""
     config = backbone.model.config
-    heads = [lambda n=p.cfg.task.num_labels: ClassificationHead(config, n) for p in todo]
+    heads = [partial(ClassificationHead, config, p.cfg.task.num_labels) for p in todo]
     methods = [instantiate(p.cfg.method) for p in todo]
     attached = attach(backbone.model, methods, heads, [p.cfg.seed for p in todo])
     try:

@@ -36,7 +36,7 @@ def expand_globs(overrides: Sequence[str]) -> list[str]:
         group, value = override.key_or_group, override.value()
         folder = CONF_DIR / group
         names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-        chosen = value.filter(names) if isinstance(value, Glob) else []
+        chosen: list[str] = value.filter(names) if isinstance(value, Glob) else []
         if not chosen:
             raise ValueError(f"{word} matches nothing (conf/{group} has: {', '.join(names) or 'no such group'})")
         expanded.append(f"{group}={','.join(chosen)}")

@@ -165,7 +165,7 @@ def train(
     jobs: Sequence[Job],
     accelerator: Accelerator,
     on_step: Callable[[list[Run]], None] = lambda runs: None,
-    resume: Callable[[list[Run]], None] = lambda runs: None,
+    resume: Callable[[list[Run]], object] = lambda runs: None,
 ) -> list[Run]:
     """Train every job to its end. `resume` may move the runs to a stored position first; `on_step` sees every step
     (progress, checkpoints). Afterwards the attached tensors are those of each run's last step."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,13 @@ from accelerate import Accelerator
 from benchmarks.config import BackboneConfig, RunConfig, ScaleConfig, TaskConfig, TrackingConfig, TrainerConfig
 from benchmarks.tasks.tokenizing import TokenizedSplit
 from benchmarks.training import Job
-from peft_methods.attach import Attached, attach
+from peft_methods.attach import Attached, Method, attach
 from peft_methods.bitfit import BitFit
 from peft_methods.bottleneck import Houlsby
 from peft_methods.heads import ClassificationHead
 from peft_methods.lora import Lora
 
-METHODS = {
+METHODS: dict[str, Method] = {
     "lora": Lora(rank=2, alpha=4, dropout=0.1, targets=["query", "value"], init_A="kaiming_uniform"),
     "houlsby": Houlsby(4, "gelu_tanh", "truncated_normal", 0.01, train_layer_norms=True),
     "bitfit": BitFit("all"),
@@ -76,7 +77,7 @@ def toy_pack(tiny_backbone, toy_split, toy_config) -> Callable[..., tuple[Attach
     ) -> tuple[Attached, list[Job]]:
         backbone = tiny_backbone("bert", dtype, dropout=dropout)
         cfgs = [toy_config(**fields) for _, fields in runs]
-        heads = [lambda n=cfg.task.num_labels: ClassificationHead(backbone.config, n) for cfg in cfgs]
+        heads = [partial(ClassificationHead, backbone.config, cfg.task.num_labels) for cfg in cfgs]
         attached = attach(backbone, [METHODS[name] for name, _ in runs], heads, [cfg.seed for cfg in cfgs])
         jobs = []
         for i, cfg in enumerate(cfgs):

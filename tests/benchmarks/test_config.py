@@ -38,6 +38,9 @@ RUNS = {  # in the sweep of each experiment file: tasks x grid x seeds
     "houlsby2019/table1_adapters_8_256": 8 * 3 * 3 * 2 * 5,  # "90 runs" per task
     "controls/majority": 8,
     "controls/bag_of_words": 8,
+    "small/minilm_lora": 2,
+    "small/minilm_full": 2,
+    "small/minilm_head_only": 2,
 }
 LORA_RTE = ("experiment=lora/table2_roberta_base_lora", "task=glue/rte", "scale=paper")
 
@@ -72,7 +75,7 @@ def sweep_of(experiment: str) -> dict[str, list[str]]:
 def test_every_printed_row_has_an_experiment_file():
     assert set(EXPERIMENTS) == {*ROWS} | {f"controls/{name}" for name in ("majority", "bag_of_words")} | {
         f"controls/{backbone}_{name}" for backbone in ("bert", "roberta") for name in ("head_only", "scratch")
-    }
+    } | {f"small/minilm_{name}" for name in ("lora", "full", "head_only")}
 
 
 @pytest.mark.parametrize("experiment", ROWS)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -106,7 +107,7 @@ def test_full_fine_tuning_leaves_the_shared_backbone_as_it_was(short):
 def test_the_mnli_start_trains_its_parent_first_and_carries_the_method_over(short, monkeypatch):
     overrides = '["trainer.max_steps=3","trainer.evaluate_every_steps=2"]'
     cfg = short(LORA, "task=glue/rte", "init_from.parent=same_seed", f"init_from.overrides={overrides}")
-    started = {}
+    started: dict[str, Any] = {}
 
     def spy(attached, k, parent, head_dense):
         parents_start(attached, k, parent, head_dense)
@@ -181,6 +182,7 @@ def test_a_diverged_run_is_a_failed_record_with_a_flag(short):
     cfg = short("method=houlsby", "task=glue/cola", "trainer.learning_rate=1e30", "trainer.max_grad_norm=1e30")
     outcome = run(cfg)
     record = read_record(record_path(cfg.results_dir, "custom", outcome.run_id, "failed"))
+    assert record["cause"] is not None
     assert record["cause"]["kind"] == "diverged"
     assert record["flags"] == ["nan_loss"]
 
@@ -201,3 +203,14 @@ def test_tracking_failures_never_fail_a_run(short, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         assert run(cfg).status == "done"
     assert "W&B tracking is off for this run" in caplog.text
+
+
+def test_bf16_trains_and_is_recorded(short):
+    cfg = short("method=lora", "task=glue/mrpc", "trainer.precision=bf16")
+    record = record_of(cfg, run(cfg))
+    assert record["numerics"]["dtype"] == "bfloat16 autocast"
+    full = run(dataclasses.replace(cfg, force=True, trainer=dataclasses.replace(cfg.trainer, precision="fp32")))
+    assert full.run_id == record["run_id"]  # the numerics class is no part of the identity
+    assert record["history"][0]["train_loss"] == pytest.approx(
+        record_of(cfg, full)["history"][0]["train_loss"], rel=0.05
+    )

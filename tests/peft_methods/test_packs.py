@@ -103,7 +103,13 @@ def alone(architecture, tiny_backbone, randomize, batches_of) -> list[dict[str, 
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
-@pytest.mark.parametrize("recompute", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize(
+    ("architecture", "recompute"),
+    [("bert", False), ("bert", True), ("roberta", True)],
+    ids=["bert-plain", "bert-checkpointing", "roberta-checkpointing"],
+    indirect=["architecture"],
+    scope="module",
+)
 def test_a_mixed_pack_equals_its_solo_runs(architecture, recompute, alone, tiny_backbone, randomize, batches_of):
     """100 AdamW steps in float64 with dropout on: a wrong mask, slice or neighbor shows in the first few."""
     backbone = tiny_backbone(architecture, torch.float64, dropout=0.1)
@@ -181,6 +187,15 @@ def test_a_run_of_one_row_and_one_token(architecture, tiny_backbone, randomize, 
     torch.testing.assert_close(packed, alone, rtol=0, atol=1e-12)
 
 
+def test_without_a_head_a_run_gets_its_own_tokens_back(architecture, tiny_backbone, batches_of):
+    attached = attach(tiny_backbone(architecture, torch.float64), [run.method for run in MIXED[:2]])
+    batches = [batches_of(4, 6, 0), batches_of(2, 11, 1)]
+    for k, hidden in enumerate(attached(batches)):
+        expected = attached([batch if i == k else None for i, batch in enumerate(batches)])[k]
+        torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-12)
+        assert hidden.shape == (*batches[k]["input_ids"].shape, 16)
+
+
 def test_microbatches_have_masks_of_their_own(architecture, tiny_backbone, randomize, batches_of):
     attached = attach_runs(tiny_backbone(architecture, dropout=0.3), MIXED[:1], randomize).train()
     batch, outputs = batches_of(4, 6, 0), []
@@ -203,11 +218,12 @@ class TestBatches:
         with pytest.raises(ValueError, match="every batch is None"):
             attached([None, None])
 
-    @pytest.mark.parametrize("k", [0, 1])
-    def test_no_batch_without_a_mask(self, attached, batches_of, k):
+    @pytest.mark.parametrize("without", [[0], [1], [0, 1]], ids=str)
+    def test_no_batch_without_a_mask(self, attached, batches_of, without):
         """The pack would pad it, and it would attend to the padding."""
         batches = [batches_of(2, 5, 0), batches_of(2, 9, 0)]
-        del batches[k]["attention_mask"]
+        for k in without:
+            del batches[k]["attention_mask"]
         with pytest.raises(ValueError, match=r"the batch of run \d has .*expected input_ids and attention_mask"):
             attached(batches)
 

@@ -1,0 +1,11 @@
+"""The embedded scale: a generated language, its labelled tasks, and two backbones pretrained on it.
+
+lexicon.py     the words and what they mean to one another (synonyms, antonyms, kinds, polarity)
+language.py    sentence patterns, who may use which pattern where, and the unlabelled corpus
+tasks.py       nine labelled tasks with the columns, labels and split names of GLUE on the hub
+backbones/     micro_bert and micro_roberta, remade by `python -m benchmarks.pretraining`
+
+The language is frozen: `language.LANGUAGE_VERSION` names it, tests pin its content, and it is never adjusted until a
+claim about a parameter-efficient method holds. It was calibrated on controls only (full fine-tuning, head only, full
+from random initialization, bag of words, majority).
+"""

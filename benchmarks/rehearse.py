@@ -1,0 +1,286 @@
+"""`peft-bench rehearse`: every experiment at scale=paper for two steps, offline, on stand-ins in hub layout.
+
+What a user with a GPU and the hub will run (composition with the published recipe, loading, tokenizing at the
+published length, training, evaluation, record, report) is executed for every experiment file and each of its tasks,
+with the paper's settings and, where conf/recipe/script has them, the script's. They read local folders; some runs are
+then repeated as if the hub had been used, from its cache. The scores mean nothing; that each run is recorded, and the
+report made, without one attempt to reach a network, is what is checked.
+"""
+
+import argparse
+import contextlib
+import csv
+import dataclasses
+import fnmatch
+import io
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import yaml
+
+from benchmarks.config import CONF_DIR, RunConfig
+from benchmarks.offline import OFFLINE, no_network
+from benchmarks.record import predictions_path, read_record, record_path
+from benchmarks.sweep import compose_all, expand
+
+STEPS = 2
+
+
+@dataclass(frozen=True)
+class Act:
+    """One experiment file with one setting, and the Hydra overrides of each of its runs."""
+
+    experiment: str
+    settings: str
+    jobs: tuple[tuple[str, ...], ...]
+
+
+def plan(patterns: Sequence[str] = ("*",), task: str = "*") -> list[Act]:
+    """Every experiment file (or those that match a pattern), with settings paper, then script where a recipe exists.
+
+    Of the file's own sweep, tasks and method sizes run in full; of trainer.* and seed, the first value.
+    """
+    acts = []
+    for file in sorted((CONF_DIR / "experiment").rglob("*.yaml")):
+        experiment = file.relative_to(CONF_DIR / "experiment").with_suffix("").as_posix()
+        if not any(fnmatch.fnmatch(experiment, pattern) for pattern in patterns):
+            continue
+        params = yaml.safe_load(file.read_text()).get("hydra", {}).get("sweeper", {}).get("params", {})
+        if "task" not in params:
+            raise ValueError(f"{file} names no tasks; expected hydra.sweeper.params.task, as in its neighbors")
+        values = {key: [job[0] for job in expand([f"{key}={value}"])] for key, value in params.items()}
+        values = {key: v[:1] if key == "seed" or key.startswith("trainer.") else v for key, v in values.items()}
+        values["task"] = [t for t in values["task"] if fnmatch.fnmatch(t.rpartition("/")[2], task)]
+        scripts = CONF_DIR / "recipe" / "script" / experiment
+        scripted = {f"task={p.relative_to(scripts).with_suffix('').as_posix()}" for p in scripts.rglob("*.yaml")}
+        for settings, tasks in (
+            ("paper", values["task"]),
+            ("script", [t for t in values["task"] if t in scripted]),
+        ):
+            chosen = product(*(values | {"task": tasks}).values())
+            jobs = tuple((f"experiment={experiment}", f"settings={settings}", *job) for job in chosen)
+            if jobs:
+                acts.append(Act(experiment, settings, jobs))
+    if not acts:
+        raise ValueError(
+            f"no experiment matches {' '.join(patterns)} with task {task}; expected names as in conf/experiment/"
+        )
+    return acts
+
+
+def compose_act(act: Act, folder: Path) -> list[RunConfig]:
+    """The act's runs, cut to two steps; a parent (init_from) is cut in the same way.
+
+    At scale=paper; at scale=small for the experiments in the folder small/, which are in no paper.
+    """
+    scale = "small" if act.experiment.startswith("small/") else "paper"
+    short = [f"trainer.max_steps={STEPS}"]
+    places = [f"data_dir={folder / 'data'}", f"results_dir={folder / 'results'}"]
+    cfgs = compose_all([[*job, f"scale={scale}", *short, *places] for job in act.jobs])
+    for cfg in cfgs:
+        cfg.backbone_dir = str(folder / "backbones" / f"layers_{_layers(cfg)}")
+        if cfg.init_from is not None:
+            cfg.init_from = dataclasses.replace(cfg.init_from, seeds=[cfg.seed], overrides=short)
+    return cfgs
+
+
+def build_standins(cfgs: Sequence[RunConfig]) -> None:
+    """The backbones and data that these runs, and their parents, read."""
+    from benchmarks.parents import parent_configs
+    from benchmarks.standins import make_backbone, make_task
+
+    children = {(c.init_from.experiment, c.init_from.task, c.settings): c for c in cfgs if c.init_from is not None}
+    everyone = [*cfgs, *(parent_configs(child)[0] for child in children.values())]
+    for cfg in {(cfg.backbone_dir, cfg.backbone.hub_id): cfg for cfg in everyone}.values():
+        make_backbone(Path(cfg.backbone_dir or ""), cfg.backbone, _layers(cfg))
+    for cfg in {(cfg.data_dir, cfg.task.name): cfg for cfg in everyone}.values():
+        make_task(Path(cfg.data_dir or ""), cfg.task)
+
+
+def _layers(cfg: RunConfig) -> int:
+    """One layer, and those that the method leaves out (AdapterDrop)."""
+    return 1 + int(cfg.method.get("skip_layers", 0))
+
+
+def _is_control(cfg: RunConfig) -> bool:
+    """Majority and bag of words: nothing is trained step by step."""
+    return str(cfg.method["_target_"]).startswith("benchmarks.controls.")
+
+
+def rehearse(cfg: RunConfig) -> list[str]:
+    """One run, from configuration to record; what is wrong with the record, nothing if it is as it must be."""
+    from benchmarks.run import run
+
+    outcome = run(cfg, show_progress=False)
+    if outcome.status == "failed":
+        return [f"failed: {outcome.message}"]
+    record = read_record(record_path(cfg.results_dir, cfg.experiment, outcome.run_id))
+    control = _is_control(cfg)
+    scored = {(s["split"], s["checkpoint"], s["metric"]) for s in record["scores"]}
+    wanted = set(product(cfg.task.validation_splits, ("best", "last"), cfg.task.metrics))
+    steps = [point["step"] for point in record["history"]]
+    checks = {
+        f"status is {record['status']}": record["status"] == "done",
+        f"no score for {sorted(wanted - scored)}": wanted <= scored,
+        f"trained for steps {steps}, expected {STEPS}": control or max(steps, default=0) == STEPS,
+        "no parameter trained": control or record["params"]["method"] + record["params"]["head"] > 0,
+        f"{len(record['parents'])} parents": (cfg.init_from is not None) == bool(record["parents"]),
+        "no predictions": predictions_path(cfg.results_dir, cfg.experiment, outcome.run_id).is_file(),
+        f"recorded as {record['settings']}, {record['scale']}": (record["settings"], record["scale"])
+        == (cfg.settings, cfg.scale.name),
+    }
+    return [problem for problem, fine in checks.items() if not fine]
+
+
+def one_of_each(cfgs: Sequence[RunConfig]) -> list[RunConfig]:
+    """Runs that read, between them, every backbone and every task."""
+    chosen: list[RunConfig] = []
+    for cfg in cfgs:
+        new = cfg.backbone not in [c.backbone for c in chosen] or cfg.task not in [c.task for c in chosen]
+        if new and cfg.backbone.pretrained and cfg.init_from is None and not _is_control(cfg) and _layers(cfg) == 1:
+            chosen.append(cfg)
+    return chosen
+
+
+def as_from_hub(cfg: RunConfig) -> RunConfig:
+    """Without local folders; with another seed, since the run would be found done with the same one."""
+    return dataclasses.replace(cfg, seed=cfg.seed + 1, backbone_dir=None, data_dir=None)
+
+
+def check_report(results: Path, cfgs: Sequence[RunConfig]) -> list[str]:
+    """Make the report of these results; what is wrong with it: a run it does not show, or a stand-in it compares."""
+    from benchmarks.cli import main as command
+    from benchmarks.report.reference import TABLES
+
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        status = command(["report", "--results", str(results)])
+    if status:
+        return [f"peft-bench report exits with {status}: {' '.join(output.getvalue().split())}"]
+    tables = results / "tables"
+    cells = [cell for name in TABLES for cell in _cells(tables / f"{name}.csv")]
+    problems, printed = [], {cell["experiment"] for cell in cells}
+    made = {(cfg.experiment, cfg.task.name) for cfg in cfgs if cfg.settings == "paper" and cfg.scale.name == "paper"}
+    for cell in cells:
+        if (cell["experiment"], cell["task"]) in made and not cell["reason"].startswith("not comparable"):
+            where = f"{cell['experiment']}, {cell['column']}"
+            problems.append(f"{where} says {cell['reason'] or cell['difference']!r}, expected 'not comparable (...)'")
+    index = (tables / "README.md").read_text()
+    others = {experiment for experiment, _ in made} - printed
+    problems += [f"README.md does not name {name}" for name in sorted(others) if f"{name} (paper)" not in index]
+    small = {(cfg.experiment, cfg.task.name) for cfg in cfgs if cfg.scale.name == "small"}
+    if small:
+        small -= {(c["experiment"], c["task"]) for c in _cells(tables / "small.csv") if c["state"] == "done"}
+    return problems + [f"small.csv has no score of {experiment} on {task}" for experiment, task in sorted(small)]
+
+
+def _cells(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The verb. 0 if everything passed, 1 if not."""
+    parser = argparse.ArgumentParser(
+        prog="peft-bench rehearse",
+        description=f"Run experiments at scale=paper for {STEPS} steps, offline, on stand-ins of the published "
+        "backbones and data.",
+    )
+    parser.add_argument("experiments", nargs="*", help="names or patterns of experiments ('lora/*'); all without any")
+    parser.add_argument("--task", default="*", help="a task name or pattern (rte); all without it")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="leave stand-ins, records and tables in this new folder"
+    )
+    options = parser.parse_args(argv)
+    os.environ.update(OFFLINE)  # read by the libraries when they are imported, which is below
+    acts = plan(options.experiments or ["*"], options.task)
+    with contextlib.ExitStack() as stack:
+        if options.keep is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="peft-bench-rehearsal-")))
+        else:
+            options.keep.mkdir(parents=True)
+            folder = options.keep.resolve()
+        attempts = stack.enter_context(no_network())
+        return _perform(acts, folder, attempts)
+
+
+def _perform(acts: Sequence[Act], folder: Path, attempts: list[str]) -> int:
+    start = time.perf_counter()
+    _quiet()
+    cfgs = {act: compose_act(act, folder) for act in acts}
+    everyone = [cfg for group in cfgs.values() for cfg in group]
+    build_standins(everyone)
+    print(
+        f"{len(everyone)} runs of {len(acts)} settings composed, stand-ins made: {time.perf_counter() - start:.1f} s",
+        flush=True,
+    )
+    tally = Tally()
+    for act, group in cfgs.items():
+        tally.perform(act.experiment, act.settings, group)
+    from benchmarks.standins import hub_cache
+
+    local = one_of_each(everyone)
+    backbones = [(str(cfg.backbone_dir), cfg.backbone) for cfg in local]
+    with hub_cache(folder / "cache", backbones, [(str(cfg.data_dir), cfg.task) for cfg in local]):
+        tally.perform("as from the hub", "", [as_from_hub(cfg) for cfg in local])
+    tally.check("report", check_report(folder / "results", everyone))
+    tally.check("no network", [f"asked for {attempt}" for attempt in dict.fromkeys(attempts)])
+    print(f"{tally.passed} passed, {tally.failed} failed in {time.perf_counter() - start:.0f} s")
+    return int(tally.failed > 0)
+
+
+@dataclass
+class Tally:
+    """Counts, and a line for each thing counted."""
+
+    passed: int = 0
+    failed: int = 0
+
+    def perform(self, name: str, settings: str, cfgs: Sequence[RunConfig]) -> None:
+        """Rehearse a group of runs."""
+        start = time.perf_counter()
+        problems = [f"    {_title(cfg)}: {'; '.join(found)}" for cfg in cfgs if (found := _problems_of(cfg))]
+        done = len(cfgs) - len(problems)
+        seconds = time.perf_counter() - start
+        line = f"{name:44} {settings:7} {done:3} passed {len(problems):3} failed {seconds:6.1f} s"
+        print(line, *problems, sep="\n", flush=True)
+        self.passed, self.failed = self.passed + done, self.failed + len(problems)
+
+    def check(self, what: str, problems: Sequence[str]) -> None:
+        """One check of the whole."""
+        print(f"{what}: {'; '.join(problems) or 'passed'}", flush=True)
+        self.passed, self.failed = self.passed + (not problems), self.failed + bool(problems)
+
+
+def _title(cfg: RunConfig) -> str:
+    return f"{cfg.experiment} task={cfg.task.name} settings={cfg.settings} learning_rate={cfg.trainer.learning_rate}"
+
+
+def _problems_of(cfg: RunConfig) -> list[str]:
+    try:
+        return rehearse(cfg)
+    except Exception as error:  # the next experiment is rehearsed all the same
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return [f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"]
+
+
+def _quiet() -> None:
+    """Several hundred loads: no bars, and no list of the pretraining heads that are left out each time."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

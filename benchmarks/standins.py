@@ -1,0 +1,199 @@
+"""Stand-ins of published checkpoints and data in the hub's own layout, for `peft-bench rehearse` and tests.
+
+    <backbones>/google-bert/bert-large-uncased/    config.json, model.safetensors, tokenizer.json, vocab.txt, ...
+    <data>/glue/rte/                               {train,validation,test}-00000-of-00001.parquet
+
+Real: the configuration class, model_type, special token ids, positions, segments, number of heads, the tensor names of
+the papers' checkpoints, file formats, column names and label encodings. Not real: one layer, HEAD_SIZE per head, random
+weights, a small vocabulary, made sentences.
+"""
+
+import contextlib
+import json
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from datasets.packaged_modules.parquet.parquet import Parquet
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    BertTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaTokenizer,
+)
+
+from benchmarks.config import BackboneConfig, TaskConfig
+
+HEAD_SIZE = 4  # width = number of heads times this
+ROWS = {"train": 40, "validation": 16, "test": 8}  # by the first word of the split
+LONG_ROW = 3  # of every validation split: longer than any max_length, so that truncation and the last position are met
+LONG_WORDS = 700  # not in training splits: with dropout, attention over 512 tokens takes most of a rehearsal
+
+COMMIT = "0" * 39 + "1"  # of a stand-in in the hub's cache
+
+WORDS = (
+    "the a every no old quiet red small train house river doctor child garden letter city says sees finds leaves near "
+    "behind without because while never often it she they who and but"
+).split()
+
+
+def make_backbone(root: Path, backbone: BackboneConfig, layers: int = 1) -> Path:
+    """Write `<root>/<hub_id>/` for a BERT or RoBERTa checkpoint; returns the folder."""
+    builders = {"bert": _bert, "roberta": _roberta}
+    if backbone.model_type not in builders:
+        raise ValueError(
+            f"no stand-in for model_type={backbone.model_type!r} (known: {', '.join(builders)}); add one to "
+            "benchmarks/standins.py"
+        )
+    folder = root / backbone.hub_id
+    folder.mkdir(parents=True)
+    heads = backbone.architecture["num_attention_heads"]
+    small = {
+        "num_hidden_layers": layers,
+        "hidden_size": HEAD_SIZE * heads,
+        "intermediate_size": 4 * HEAD_SIZE * heads,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer, model = builders[backbone.model_type](folder, {**backbone.architecture, **small})
+        for parameter in model.parameters():
+            # Away from 0 and 1 everywhere: a tensor that a loader leaves out is then seen in the logits.
+            parameter.data += 0.02 * torch.randn_like(parameter)
+    tokenizer.save_pretrained(folder)  # tokenizer.json
+    positions = tokenizer.model_max_length
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": positions}) + "\n")
+    model.save_pretrained(folder)
+    weights = folder / "model.safetensors"
+    save_file({_name_on_hub(name): t for name, t in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    return folder
+
+
+def make_task(root: Path, task: TaskConfig) -> Path:
+    """Write `<root>/<dataset>/<subset>/` with every split of a task; test labels are hidden (-1), as on the hub."""
+    folder = root / task.dataset / task.subset
+    folder.mkdir(parents=True, exist_ok=True)
+    label = Value("float32") if task.num_labels == 1 else ClassLabel(num_classes=task.num_labels)
+    features = Features({c: Value("string") for c in task.text_columns} | {"label": label, "idx": Value("int32")})
+    for split in (task.train_split, *task.validation_splits, *task.test_splits):
+        hidden = split in task.test_splits
+        rows = _rows(task, split, hidden)
+        Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+@contextlib.contextmanager
+def hub_cache(
+    cache: Path, backbones: Sequence[tuple[str, BackboneConfig]], tasks: Sequence[tuple[str, TaskConfig]]
+) -> Iterator[None]:
+    """Inside, the libraries find copies of these stand-ins in `cache`, as if they had downloaded them before.
+
+    backbones, tasks: each with the folder given to make_backbone or make_task.
+    """
+    models, data = cache / "hub", cache / "datasets"
+    for root, backbone in {b.hub_id: (root, b) for root, b in backbones}.values():
+        _cache_backbone(models, Path(root) / backbone.hub_id, backbone.hub_id)
+    for root, task in {t.name: (root, t) for root, t in tasks}.values():
+        _cache_task(data, Path(root) / task.dataset / task.subset, task)
+    before = huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE
+    huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE = str(models), data
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE = before
+
+
+def _cache_backbone(cache: Path, folder: Path, hub_id: str) -> None:
+    """Put a copy of a checkpoint folder into the cache that huggingface_hub keeps of what it has downloaded."""
+    repository = cache / f"models--{hub_id.replace('/', '--')}"
+    shutil.copytree(folder, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+
+
+def _cache_task(cache: Path, folder: Path, task: TaskConfig) -> None:
+    """Put a copy of a task's folder into the cache that `datasets` keeps of what it has downloaded and converted."""
+    files = {path.name.partition("-")[0]: [str(path)] for path in sorted(folder.glob("*.parquet"))}
+    name = task.hub_id.rpartition("/")[2]
+    with tempfile.TemporaryDirectory() as scratch:
+        builder = Parquet(cache_dir=scratch, dataset_name=name, config_name=task.subset, data_files=files, hash=COMMIT)
+        builder.download_and_prepare()
+        shutil.copytree(builder.cache_dir, cache / task.hub_id.replace("/", "___") / task.subset / "0.0.0" / COMMIT)
+
+
+def _bert(folder: Path, sizes: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """WordPiece with the special tokens where Devlin et al. put them: 0, 100 to 103; the pretraining heads included."""
+    unused = [f"[unused{i}]" for i in range(99)]
+    letters = [chr(c) for c in range(ord("!"), ord("~") + 1) if not chr(c).isupper()]
+    vocabulary = ["[PAD]", *unused, "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
+    vocabulary += [word for word in WORDS if word not in letters]
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in vocabulary))
+    tokenizer = BertTokenizer(
+        vocab={word: i for i, word in enumerate(vocabulary)},
+        do_lower_case=True,
+        model_max_length=sizes["max_position_embeddings"],
+    )
+    config = BertConfig(**{**sizes, "vocab_size": len(vocabulary)})
+    return tokenizer, BertForPreTraining(config)
+
+
+def _roberta(folder: Path, sizes: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Byte-level BPE with <s> <pad> </s> <unk> as 0 to 3 and <mask> last; two positions are never used."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator([_sentence(random.Random(i), 12) for i in range(100)], trainer)
+    learned = json.loads(trained.to_str())["model"]
+    vocabulary = learned["vocab"] | {"<mask>": len(learned["vocab"])}
+    merges = [tuple(pair) for pair in learned["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    (folder / "merges.txt").write_text("".join(["#version: 0.2\n", *(f"{left} {right}\n" for left, right in merges)]))
+    positions = sizes["max_position_embeddings"] - sizes["pad_token_id"] - 1
+    tokenizer = RobertaTokenizer(vocab=vocabulary, merges=merges, model_max_length=positions)
+    config = RobertaConfig(**{**sizes, "vocab_size": len(vocabulary)})
+    return tokenizer, RobertaForMaskedLM(config)
+
+
+def _name_on_hub(name: str) -> str:
+    """BERT's published files still have TensorFlow's names for LayerNorms; RoBERTa's have today's."""
+    if not name.startswith(("bert.", "cls.")):
+        return name
+    return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+
+def _rows(task: TaskConfig, split: str, hidden: bool) -> dict[str, list[Any]]:
+    generator = random.Random(f"{task.name} {split}")
+    n = ROWS[split.split("_")[0]]
+    low, high = task.label_range
+    if hidden:
+        labels: list[float] = [-1] * n
+    elif task.num_labels == 1:
+        labels = [low + (high - low) * i / (n - 1) for i in range(n)]
+    else:
+        labels = [i % task.num_labels for i in range(n)]
+    lengths = [generator.randint(4, 12) for _ in range(n)]
+    if split in task.validation_splits:
+        lengths[LONG_ROW] = LONG_WORDS
+    texts = {column: [_sentence(generator, length) for length in lengths] for column in task.text_columns}
+    return {**texts, "label": labels, "idx": list(range(n))}
+
+
+def _sentence(generator: random.Random, words: int) -> str:
+    return " ".join(generator.choices(WORDS, k=words)).capitalize() + "."

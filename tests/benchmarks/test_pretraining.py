@@ -1,0 +1,148 @@
+"""Shipped backbones load as hub folders do; pretraining learns, repeats bit for bit, and writes whole folders."""
+
+import json
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+from benchmarks.micro.builders import Sizes
+from benchmarks.micro.language import LANGUAGE_VERSION
+from benchmarks.micro.masking import PairStream, validation_loss
+from benchmarks.micro.tasks import TASKS, load_micro
+from benchmarks.pretraining import BACKBONES, PretrainConfig, compare, load_pretrained, main, pretrain
+
+SHIPPED = {"bert": BACKBONES / "micro_bert", "roberta": BACKBONES / "micro_roberta"}
+SIZES = Sizes(hidden_size=16, layers=1, heads=2)
+TINY = PretrainConfig("bert", Path("unset"), sizes=SIZES, steps=20, batch_size=16, documents=400)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("the network was asked for")
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(socket, "create_connection", refuse)
+
+
+@pytest.mark.parametrize("model_type", SHIPPED)
+def test_shipped_backbone_loads_offline(model_type, offline):
+    folder = SHIPPED[model_type]
+    model, loading = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert model.config.model_type == model_type
+    # the published RoBERTa has no trained pooler either; everything else comes from the file
+    assert all(name.startswith("pooler.") for name in loading["missing_keys"])
+    assert model_type == "roberta" or not loading["missing_keys"]
+    tokens = AutoTokenizer.from_pretrained(folder)(["the baker bought the hammer."], return_tensors="pt")
+    assert model.eval()(**tokens).last_hidden_state.isfinite().all()
+    AutoModelForMaskedLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("model_type", SHIPPED)
+def test_shipped_backbone_is_small_and_says_where_it_comes_from(model_type):
+    folder = SHIPPED[model_type]
+    assert all(file.stat().st_size <= 2_000_000 for file in folder.iterdir())
+    record = json.loads((folder / "pretraining.json").read_text())
+    assert record["report"]["language_version"] == LANGUAGE_VERSION
+    assert record["config"] | {"documents": None} == record["config"]
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["hidden_size"], config["num_hidden_layers"]) == (64, 2)
+    assert config["hidden_dropout_prob"] == config["attention_probs_dropout_prob"] == 0.1
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    loss = validation_loss(load_pretrained(folder), tokenizer)
+    assert loss == pytest.approx(record["report"]["validation_loss"], abs=0.01)
+    assert loss < 2.0  # a uniform guess costs log(1200) = 7.1
+
+
+@pytest.mark.parametrize("model_type", SHIPPED)
+def test_tokenizer_round_trip(model_type):
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED[model_type])
+    lengths = []
+    for task in TASKS:
+        columns = load_micro(task)["train"]
+        items = list(zip(*(columns[name][:100] for name in TASKS[task].columns), strict=True))
+        for item in items:
+            ids = tokenizer(*item)["input_ids"]
+            lengths.append(len(ids))
+            assert tokenizer.unk_token_id not in ids
+            plain = " ".join(item) if model_type == "bert" else "".join(item)
+            assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == plain.replace(" ", "")
+    assert max(lengths) <= 48
+
+
+def test_pair_format():
+    bert, roberta = (AutoTokenizer.from_pretrained(SHIPPED[name]) for name in ("bert", "roberta"))
+    encoded = bert("the baker", "the soup")
+    assert bert.convert_ids_to_tokens(encoded["input_ids"]) == [
+        "[CLS]",
+        "the",
+        "baker",
+        "[SEP]",
+        "the",
+        "soup",
+        "[SEP]",
+    ]
+    assert encoded["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
+    tokens = roberta.convert_ids_to_tokens(roberta("the baker", "the soup")["input_ids"])
+    assert (tokens[0], tokens[-1]) == ("<s>", "</s>")
+    assert tokens.count("</s>") == 3
+
+
+@pytest.mark.parametrize("model_type", ["roberta"])  # WordPiece training breaks ties at random: BERT does not repeat
+def test_twenty_steps_lower_the_loss_and_repeat(model_type, tmp_path):
+    cfg = replace(TINY, model_type=model_type)
+    first = pretrain(replace(cfg, output=tmp_path / "first"))
+    again = pretrain(replace(cfg, output=tmp_path / "again"))
+    none = pretrain(replace(cfg, output=tmp_path / "none", steps=1, learning_rate=1e-9))
+    assert first.validation_loss < none.validation_loss - 0.3
+    comparison = compare(tmp_path / "first", tmp_path / "again")
+    assert comparison.passed
+    assert comparison.same_bits
+    assert first.weights_sha256 == again.weights_sha256
+    assert not compare(tmp_path / "first", tmp_path / "none").passed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "first", "none"]
+
+
+def test_an_interrupted_run_leaves_the_old_backbone(tmp_path, monkeypatch):
+    output = tmp_path / "backbone"
+    pretrain(replace(TINY, output=output, steps=2))
+    before = (output / "model.safetensors").read_bytes()
+    monkeypatch.setattr("benchmarks.pretraining.validation_loss", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pretrain(replace(TINY, output=output, steps=3))
+    assert (output / "model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["backbone"]
+
+
+def test_masking_is_80_10_10():
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED["bert"])
+    lines = load_micro("sst2")["train"]["sentence"]
+    documents = [lines[i : i + 2] for i in range(0, len(lines), 2)]
+    stream = PairStream(tokenizer, documents, 600, seed=0, next_sentence=True)
+    stream.foreign = 0.5
+    plain = PairStream(tokenizer, documents, 600, seed=0, next_sentence=True, mask_probability=0.0)
+    plain.foreign = 0.5
+    batch, special = stream.batch(), torch.tensor(tokenizer.all_special_ids)
+    chosen = batch["labels"] != -100
+    ids, labels = batch["input_ids"][chosen], batch["labels"][chosen]
+    real = int((~torch.isin(plain.batch()["input_ids"], special)).sum())
+    assert chosen.sum() / real == pytest.approx(0.30, abs=0.03)  # Wettig et al. 2023
+    assert (ids == tokenizer.mask_token_id).float().mean() == pytest.approx(0.8, abs=0.04)
+    assert (ids == labels).float().mean() == pytest.approx(0.1, abs=0.03)
+    assert not torch.isin(labels, special).any()
+    assert batch["follows"].float().mean() == pytest.approx(0.5, abs=0.08)
+
+
+def test_bad_settings_are_refused(tmp_path, capsys):
+    with pytest.raises(ValueError, match="unknown objective 'electra'; expected 'mlm'"):
+        pretrain(replace(TINY, output=tmp_path / "x", objective="electra"))
+    with pytest.raises(ValueError, match="unknown model_type 'gpt5'; expected one of"):
+        pretrain(replace(TINY, output=tmp_path / "x", model_type="gpt5"))
+    with pytest.raises(SystemExit):
+        main([])
+    assert "--model" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
