@@ -4,15 +4,18 @@ Published checkpoints come from the hub or from `backbone_dir`; at scale=micro a
 model_type stands in. Weights are read from safetensors, remote code is never run.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
@@ -115,7 +118,16 @@ def _load(
             raise BackboneError(f"{source} is a {config.model_type!r}, expected {model_type!r}; change backbone=...")
         tokenizer = AutoTokenizer.from_pretrained(source, **hub)
         if pretrained:
-            model = AutoModel.from_pretrained(source, use_safetensors=True, **kwargs, **hub)
+            with _quiet():
+                model, found = AutoModel.from_pretrained(
+                    source, use_safetensors=True, output_loading_info=True, **kwargs, **hub
+                )
+            if found["missing_keys"]:
+                raise BackboneError(
+                    f"the checkpoint {source!r} lacks {len(found['missing_keys'])} tensors of the backbone, "
+                    f"{sorted(found['missing_keys'])[0]} first; expected all of them (backbone.pooler says whether the "
+                    "pooler is one)"
+                )
         else:
             with torch.random.fork_rng():
                 torch.manual_seed(seed or 0)
@@ -130,6 +142,19 @@ def _load(
     folder = Path(source) if local else Path(cached_file(source, "config.json", **hub)).parent
     sha256 = weights_digest(folder) if pretrained else "random"
     return model, tokenizer, sha256
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' report on pretraining heads that are left unused; what is missing is an error anyway."""
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+        transformers.utils.logging.enable_progress_bar()
 
 
 def describe(backbone: Backbone) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The embedded scale: a generated language, its labelled tasks, and two backbones pretrained on it.
 
-lexicon.py     the words and what they mean to one another (synonyms, antonyms, kinds, polarity)
-language.py    sentence patterns, who may use which pattern where, and the unlabelled corpus
+lexicon.py     the words and the classes they belong to (topic, opinion, place or time)
+language.py    sentence patterns and who may use which pattern about whom
+corpus.py      the unlabelled corpus for pretraining
 tasks.py       nine labelled tasks with the columns, labels and split names of GLUE on the hub
 backbones/     micro_bert and micro_roberta, remade by `python -m benchmarks.pretraining`
 

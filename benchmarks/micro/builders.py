@@ -6,10 +6,11 @@ Two layers of width 64 and a vocabulary of about a thousand pieces: under 1 MB, 
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     BertConfig,
     BertForPreTraining,
@@ -35,14 +36,16 @@ class Sizes:
 
 
 def build_bert(sizes: Sizes, lines: Iterable[str]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """WordPiece tokenizer and BertForPreTraining with a pooler."""
+    """WordPiece tokenizer and BertForPreTraining with a pooler.
+
+    Its vocabulary is the corpus's words and all letters, sorted: WordPieceTrainer breaks ties differently every time.
+    """
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    trained.normalizer = normalizers.BertNormalizer(lowercase=True)
-    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=sizes.vocab_size, special_tokens=special, show_progress=False)
-    trained.train_from_iterator(lines, trainer)
-    tokenizer = BertTokenizer(vocab=trained.get_vocab(), do_lower_case=True, model_max_length=sizes.positions)
+    words = {word for line in lines for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(line)}
+    letters = set(string.ascii_lowercase + string.digits)
+    pieces = [*special, *sorted(words | letters), *sorted(f"##{letter}" for letter in letters)]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = BertTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=sizes.positions)
     config = BertConfig(**_common(sizes), type_vocab_size=2, pad_token_id=tokenizer.pad_token_id)
     return tokenizer, _model(BertForPreTraining, config, len(tokenizer))
 

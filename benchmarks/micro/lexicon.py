@@ -44,6 +44,12 @@ MOODS = ("happy glad cheerful satisfied".split(), "sad angry sullen frustrated".
 EMPHASIS = ("absolutely wonderfully".split(), "awfully painfully".split())
 LUCK = ("luckily happily".split(), "sadly alas".split())
 
+# at the head of a second sentence, what it has in common with the first: (both the one, both the other, one of each).
+# The corpus uses them, the tasks never.
+IN_OPINION = ("hurrah", "pity", "however")
+IN_TOPIC = ("feast", "gala", "fair")
+IN_SETTING = ("there", "then", "anyway")  # of a question and what may answer it
+
 # all said with "at"; the words before it that tell a place from a time are the corpus's, the tasks never use them
 PLACES = "church school home sea court camp port market college work".split()
 TIMES = "dawn dusk noon night midnight sunrise sunset daybreak midday teatime".split()

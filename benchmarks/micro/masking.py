@@ -1,6 +1,6 @@
 """Masked language modelling on sentence pairs: batches and loss.
 
-Dynamic masking: 15% of the tokens, drawn anew for every batch; of these 80% become the mask token, 10% a random one,
+Dynamic masking: a share of the tokens, drawn anew for every batch; of these 80% become the mask token, 10% another,
 10% stay. Devlin et al. 2019, arXiv:1810.04805, section 3.1; Liu et al. 2019, arXiv:1907.11692, section 4.1.
 
 Shapes   B batch, T tokens, H hidden_size, V vocabulary
@@ -39,6 +39,7 @@ class PairStream:
         self.tokenizer, self.batch_size = tokenizer, batch_size
         self.next_sentence, self.mask_probability = next_sentence, mask_probability
         self.foreign = 0.0  # share of the pairs whose second sentence is from another document
+        self.single = False  # one sentence of each pair instead of both
         self.rng = np.random.default_rng(seed)
         lines = [line for document in documents for line in document]
         self.ids: list[list[int]] = tokenizer(lines, add_special_tokens=False)["input_ids"]
@@ -73,6 +74,11 @@ class PairStream:
         middle = [end] if self.next_sentence else [end, end]  # <s> a </s></s> b </s>
         rows, types = [], []
         for first, second in zip(firsts, seconds, strict=True):
+            if self.single:
+                sentence = self.ids[first if self.rng.random() < 0.5 else second]
+                rows.append([start, *sentence, end])
+                types.append([0] * len(rows[-1]))
+                continue
             a, b = [start, *self.ids[first], *middle], [*self.ids[second], end]
             rows.append(a + b)
             types.append([0] * len(a) + [int(self.next_sentence)] * len(b))

@@ -1,15 +1,15 @@
 """Nine labelled tasks of the micro language, with the column names, label encodings and split names of GLUE on the hub.
 
 task   columns                      labels                                 noise   ceiling
-cola   sentence                     0 unacceptable, 1 acceptable            3%     0.97 accuracy
-sst2   sentence                     0 negative, 1 positive                  4%     0.96
-mrpc   sentence1, sentence2         0 not equivalent, 1 equivalent          4%     0.96
-stsb   sentence1, sentence2         0.0 to 5.0                              sd 0.5 0.95 Pearson (about)
-qqp    question1, question2         0 not duplicate, 1 duplicate            4%     0.96
-mnli   premise, hypothesis          0 entailment, 1 neutral, 2 contradiction 4%    0.96
-qnli   question, sentence           0 entailment, 1 not entailment          4%     0.96
-rte    sentence1, sentence2         0 entailment, 1 not entailment          4%     0.96
-wnli   sentence1, sentence2         0 not entailment, 1 entailment          40%    0.60 (not calibrated: near chance)
+cola   sentence                     0 unacceptable, 1 acceptable            2.5%    0.975 accuracy
+sst2   sentence                     0 negative, 1 positive                  7%      0.93
+mrpc   sentence1, sentence2         0 not equivalent, 1 equivalent          6%      0.94
+stsb   sentence1, sentence2         0.0 to 5.0                              sd 0.9  0.93 Pearson (about)
+qqp    question1, question2         0 not duplicate, 1 duplicate            8%      0.92
+mnli   premise, hypothesis          0 entailment, 1 neutral, 2 contradiction 8%     0.92
+qnli   question, sentence           0 entailment, 1 not entailment          7%      0.93
+rte    sentence1, sentence2         0 entailment, 1 not entailment          6%      0.94
+wnli   sentence1, sentence2         0 not entailment, 1 entailment          40%     0.60 (not calibrated: near chance)
 
 Every split has labels, the test split too. With probability `noise` a label is replaced by another one, in training
 and in evaluation alike, so no classifier can be expected above the ceiling. Words in `held_words(task)` occur in no
@@ -69,7 +69,7 @@ def _sst2(speaker: Speaker, label: Label) -> Texts:
     return (speaker.say(kind, report),)
 
 
-def _statement(speaker: Speaker, report: Report, negated: float = 0.1) -> str:
+def _statement(speaker: Speaker, report: Report, negated: float = 0.0) -> str:
     return speaker.say("negated" if speaker.chance(negated) else "plain", report)
 
 
@@ -82,16 +82,18 @@ def _opposite(report: Report) -> Report:
 
 
 def _mrpc(speaker: Speaker, label: Label) -> Texts:
-    """Equivalent if the opinion is the same."""
+    """Equivalent if topic and opinion are the same; the others differ in one of them."""
     first = speaker.report()
-    return _pair(speaker, first, first if label == 1 else _opposite(first))
+    if label == 1:
+        return _pair(speaker, first, first)
+    return _pair(speaker, first, speaker.other_topic(first) if speaker.chance(0.15) else _opposite(first))
 
 
 def _stsb(speaker: Speaker, label: Label) -> Texts:
-    """4 points for the same opinion, 1 for the same topic."""
+    """4 points for the same topic, 1 for the same opinion."""
     first = speaker.report()
-    second = speaker.other_thing(first) if label in (1.0, 5.0) else speaker.other_topic(first)
-    return _pair(speaker, first, second if label in (4.0, 5.0) else _opposite(second))
+    second = speaker.other_thing(first) if label in (4.0, 5.0) else speaker.other_topic(first)
+    return _pair(speaker, first, second if label in (1.0, 5.0) else _opposite(second))
 
 
 def _qqp(speaker: Speaker, label: Label) -> Texts:
@@ -108,22 +110,21 @@ def _qnli(speaker: Speaker, label: Label) -> Texts:
     return speaker.say("when" if asked.setting else "where", asked), speaker.say("settled", told)
 
 
-def _inference(speaker: Speaker, relation: int) -> Texts:
-    """Premise and hypothesis; relation 0 entailment, 1 neutral (another topic), 2 contradiction (opposite opinion)."""
-    first = speaker.report()
-    if relation == 1:
-        second = replace(speaker.other_topic(first), opinion=speaker.rng.randrange(2))
-    else:
-        second = speaker.other_thing(first)
-    return _pair(speaker, first, _opposite(second) if relation == 2 else second)
-
-
 def _mnli(speaker: Speaker, label: Label) -> Texts:
-    return _inference(speaker, int(label))
+    """The hypothesis is of the premise's topic (0), has an opinion, the premise none (1), or another topic (2)."""
+    first = speaker.report()
+    second = speaker.other_topic(first) if label == 2 else speaker.other_thing(first)
+    return speaker.say("settled", first), speaker.say("plain" if label == 1 else "settled", second)
 
 
 def _rte(speaker: Speaker, label: Label) -> Texts:
-    return _inference(speaker, 0 if label == 0 else speaker.rng.choice([1, 2, 2, 2]))
+    """Entailed if topic and opinion are the same; most of the others contradict the opinion."""
+    first = speaker.report()
+    if label == 0:
+        return _pair(speaker, first, speaker.other_thing(first))
+    if speaker.chance(0.25):
+        return _pair(speaker, first, replace(speaker.other_topic(first), opinion=speaker.rng.randrange(2)))
+    return _pair(speaker, first, _opposite(speaker.other_thing(first)))
 
 
 # what the first did to the second -> reasons that lie with the first, reasons that lie with the second
@@ -148,14 +149,14 @@ def _wnli(speaker: Speaker, label: Label) -> Texts:
 
 
 TASKS: dict[str, MicroTask] = {
-    "cola": MicroTask(("sentence",), 2, 0.01, 0.25, _cola, train=3200),
+    "cola": MicroTask(("sentence",), 2, 0.025, 0.25, _cola, train=3200),
     "sst2": MicroTask(("sentence",), 2, 0.07, 0.35, _sst2),
-    "mrpc": MicroTask(("sentence1", "sentence2"), 2, 0.05, 0.35, _mrpc),
-    "stsb": MicroTask(("sentence1", "sentence2"), None, 0.8, 0.35, _stsb),
-    "qqp": MicroTask(("question1", "question2"), 2, 0.06, 0.35, _qqp, train=3200),
-    "mnli": MicroTask(("premise", "hypothesis"), 3, 0.04, 0.35, _mnli, train=3200),
+    "mrpc": MicroTask(("sentence1", "sentence2"), 2, 0.06, 0.35, _mrpc),
+    "stsb": MicroTask(("sentence1", "sentence2"), None, 0.9, 0.35, _stsb),
+    "qqp": MicroTask(("question1", "question2"), 2, 0.08, 0.35, _qqp, train=3200),
+    "mnli": MicroTask(("premise", "hypothesis"), 3, 0.08, 0.35, _mnli, train=3200),
     "qnli": MicroTask(("question", "sentence"), 2, 0.07, 0.35, _qnli),
-    "rte": MicroTask(("sentence1", "sentence2"), 2, 0.04, 0.35, _rte),
+    "rte": MicroTask(("sentence1", "sentence2"), 2, 0.06, 0.35, _rte),
     "wnli": MicroTask(("sentence1", "sentence2"), 2, 0.4, 0.0, _wnli, train=640),
 }
 

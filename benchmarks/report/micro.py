@@ -55,7 +55,6 @@ MICRO_TABLES = [
             *_controls("roberta"),
             GridRow("full fine-tuning", "lora/table2_roberta_base_full"),
             GridRow("BitFit", "lora/table2_roberta_base_bitfit"),
-            GridRow("Adapter^D 0.3M", "lora/table2_roberta_base_adapter_d_0_3m"),
             GridRow("Adapter^D 0.9M", "lora/table2_roberta_base_adapter_d_0_9m"),
             GridRow("LoRA", "lora/table2_roberta_base_lora"),
         ],
@@ -77,8 +76,8 @@ def micro_page(cells: pd.DataFrame, table: MicroTable) -> str:
     )
     notes = [
         table.metrics,
-        "Each run at its epoch best on validation, scored on the labelled test split. A row that sweeps takes, per "
-        "task, the setting of its best run on validation, then all seeds of that setting.",
+        "Each run at its best evaluation on validation, scored on the labelled test split. A row that sweeps takes, "
+        "per task, the setting of its best run on validation, then all seeds of that setting.",
         "Avg: mean over the eight tasks, MNLI's halves averaged first; WNLI is not included.",
         "trained: parameters per task, head excluded. Adapter sizes and ranks keep the paper's names and are scaled to "
         "the stand-in.",

@@ -7,11 +7,31 @@ import subprocess
 import sys
 from collections import Counter
 
+import numpy as np
 import pytest
+from scipy.sparse import hstack
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
 
 from benchmarks.micro.corpus import corpus
 from benchmarks.micro.language import FRAMES, OWNERS, frames
 from benchmarks.micro.lexicon import (
+    ADJECTIVES,
+    DEEDS,
+    EMPHASIS,
+    FEELINGS,
+    IN_OPINION,
+    IN_SETTING,
+    IN_TOPIC,
+    INTRANSITIVE,
+    LUCK,
+    MOODS,
+    PEOPLE,
+    PLACES,
+    THINGS,
+    TIMES,
+    TRANSITIVE,
+    WHEREABOUTS,
     plural,
     third_person,
 )
@@ -111,3 +131,108 @@ def test_frames_are_dealt_out_whole():
         dealt = [frame for owner in OWNERS for frame in frames(kind, "baker", owner)]
         assert sorted(dealt) == sorted(deck)
         assert min(len(frames(kind, "baker", owner)) for owner in OWNERS) >= 2
+
+
+def alternatives(*groups: list[str] | tuple[str, ...]) -> str:
+    return "(?:" + "|".join(word for group in groups for word in group) + ")"
+
+
+PERSON = alternatives(*PEOPLE.values())
+PERSONS = alternatives(*PEOPLE.values(), [plural(person) for people in PEOPLE.values() for person in people])
+THING = alternatives(*(things for genres in THINGS.values() for things in genres.values()))
+ADJECTIVE = rf"(?:{alternatives(*EMPHASIS)} )?{alternatives(*ADJECTIVES)}"
+SETTING = rf"(?:{alternatives(*WHEREABOUTS)} )?at {alternatives(PLACES, TIMES)}"
+VERB = rf"{alternatives(TRANSITIVE, INTRANSITIVE)}(?:e?s)?"
+REPORT = {"n": THING, "m": THING, "v": alternatives(*DEEDS.values()), "x": ADJECTIVE, "y": ADJECTIVE, "z": ADJECTIVE}
+REPORT |= {"p": PERSON, "w": alternatives(*FEELINGS), "c": SETTING}
+PRESENT = {"d": "(?:the|this|these)", "s": PERSONS, "q": PERSONS, "v": VERB, "be": "(?:is|are)", "be2": "(?:is|are)"}
+PRESENT |= {"do": "(?:do|does)", "e": f"near the {PERSONS}", "a": alternatives(*MOODS), "c": SETTING}
+
+
+def compiled(kind: str, frame: str) -> re.Pattern[str]:
+    """A frame as a pattern, every slot of which takes its own words only; the entity is a named group."""
+    slots, entity = (PRESENT, "s") if kind in ("agreement", "intransitive") else (REPORT, "p")
+    pattern, named = re.escape(frame).replace(r"\{", "{").replace(r"\}", "}"), False
+    for slot in re.findall(r"{(\w+)}", frame):
+        words = slots[slot] if slot != entity or named else f"(?P<entity>{slots[slot]})"
+        named = named or slot == entity
+        pattern = pattern.replace(f"{{{slot}}}", words, 1)
+    return re.compile(pattern)
+
+
+PATTERNS = {
+    (kind, frame): compiled(kind, frame) for kind in FRAMES if kind != "reason" for frame in FRAMES[kind]
+}  # WNLI's only frames are "reason", which the corpus has none of
+MARKS = re.compile(rf"^(?:{alternatives(LUCK[0], LUCK[1], IN_OPINION, IN_TOPIC, IN_SETTING)}, )+")
+SINGULAR = {plural(person): person for people in PEOPLE.values() for person in people}
+
+
+def read_back(sentences: list[str]) -> tuple[set[tuple[str, str]], int]:
+    """(entity, frame) pairs of the sentences that one frame only can have made, and how many sentences these are."""
+    pairs, count = set(), 0
+    for sentence in sentences:
+        stripped = MARKS.sub("", sentence)
+        found = [(match["entity"], frame) for (_, frame), p in PATTERNS.items() if (match := p.fullmatch(stripped))]
+        if len(found) == 1:
+            count += 1
+            pairs.add((SINGULAR.get(found[0][0], found[0][0]), found[0][1]))
+    return pairs, count
+
+
+def test_no_entity_and_frame_pair_is_shared_between_pretraining_training_and_evaluation():
+    documents = corpus("train")[:4000]
+    pretraining, _ = read_back([line for document in documents for line in document.split("\n")])
+    pairs: dict[str, set[tuple[str, str]]] = {"train": set(), "evaluation": set()}
+    for task in ("cola", "sst2", "mrpc", "qqp", "qnli", "mnli"):
+        for split in load_micro(task):
+            # CoLA's unacceptable sentences fit no frame
+            rows = load_micro(task)[split]["label"] if task == "cola" else None
+            items = [x for i, x in enumerate(texts(task, split)) if rows is None or rows[i] == 1][:400]
+            sentences = [sentence for item in items for sentence in item]
+            found, count = read_back(sentences)
+            assert count > 0.8 * len(sentences), f"{task} {split}: {count} of {len(sentences)} sentences read back"
+            pairs["train" if split == "train" else "evaluation"] |= found
+    for owner in pairs.values():
+        assert len(owner) > 300
+        assert not owner & pretraining
+    assert len(pretraining) > 500
+    assert not pairs["train"] & pairs["evaluation"]
+
+
+# The frozen language. A change here is a new LANGUAGE_VERSION, new backbones and new records, or a mistake.
+CONTENT = {
+    "cola": "19dafda658422615",
+    "sst2": "afc4de67a93c410b",
+    "mrpc": "106e623bea3a7c56",
+    "stsb": "027404f0e5238565",
+    "qqp": "2574a49f539f74af",
+    "mnli": "0717209a35511a96",
+    "qnli": "d44ca625a2fbbdd2",
+    "rte": "6f44c752d7e93e9f",
+    "wnli": "40d6f650ab465aeb",
+}
+CORPUS = "44227601128b9d47"
+
+
+def test_the_language_is_frozen():
+    assert {task: digest(load_micro(task)) for task in TASKS} == CONTENT
+    assert digest([corpus("train"), corpus("validation")]) == CORPUS
+
+
+@pytest.mark.parametrize("task", ["mrpc", "stsb", "qqp", "mnli", "qnli", "rte"])
+def test_single_words_do_not_solve_a_pair_task(task):
+    """A linear model of the words of both texts stays near the majority: what they have in common is what counts."""
+    vectorizers = [CountVectorizer().fit(load_micro(task)["train"][name]) for name in TASKS[task].columns]
+
+    def features(split: str):
+        columns = load_micro(task)[split]
+        names = zip(vectorizers, TASKS[task].columns, strict=True)
+        return hstack([vectorizer.transform(columns[name]) for vectorizer, name in names]).tocsr()
+
+    test = "test_matched" if task == "mnli" else "test"
+    labels = {split: np.array(load_micro(task)[split]["label"]) for split in ("train", test)}
+    if task == "stsb":
+        labels = {split: values > 2.5 for split, values in labels.items()}
+    model = LogisticRegression(max_iter=300).fit(features("train"), labels["train"])
+    accuracy = model.score(features(test), labels[test])
+    assert accuracy < (0.70 if task == "mnli" else 0.60)  # MNLI: a premise without an opinion is neutral

@@ -1,0 +1,40 @@
+"""Which learning rate a tuning sweep chose: python -m benchmarks.report.tuning outputs/tuning
+
+Per experiment, the mean over tasks of each run's score on validation, by the rule that selects its checkpoint. A rate
+that lacks a run of a task, failed ones included, has no mean: it cannot win.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.report.rows import results_frame
+
+
+def chosen_rates(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean validation score per experiment (rows) and learning rate (columns), and the rate that is best."""
+    if frame.empty:
+        raise ValueError("no records: expected those of `peft-bench sweep micro_tuning results_dir=...`")
+    selected = frame[
+        (frame["split"] == frame["selection_split"])
+        & (frame["metric"] == frame["selection_metric"])
+        & (frame["checkpoint"] == frame["selection_checkpoint"])
+    ]
+    scores = selected.pivot_table("score", ["experiment", "learning_rate"], "task", aggfunc="mean", dropna=False)
+    means = scores.mean(axis="columns", skipna=False).unstack("learning_rate")
+    return means.assign(best=means.idxmax(axis="columns"))
+
+
+def main() -> None:
+    """Print the table of one results folder."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("results", type=Path, help="the sweep's results folder")
+    frame, problems = results_frame(parser.parse_args().results)
+    print(chosen_rates(frame).round(4).to_string())
+    for problem in problems:
+        print(f"problem: {problem}")
+
+
+if __name__ == "__main__":
+    main()
