@@ -30,7 +30,7 @@ help: ## Show this list
 
 setup: .venv/.installed ## Set up .venv with the tested versions
 
-quickstart: .venv/.installed ## Train every row of the micro tables, print them and where their files are (5 minutes, 2 cores)
+quickstart: .venv/.installed ## Train every row of the micro tables for 100 steps, print them and where they are (5 minutes, 2 cores)
 	@$(THREADS) $(OFFLINE) $(BIN)/peft-bench sweep quickstart results_dir=outputs/quickstart --workers $(WORKERS)
 	@$(BIN)/peft-bench report --results outputs/quickstart --output outputs/quickstart/tables
 

@@ -1,0 +1,33 @@
+"""Which learning rate a tuning sweep chooses."""
+
+import pytest
+
+from benchmarks.record import Record
+from benchmarks.report.bench import made_record
+from benchmarks.report.rows import frame_of
+from benchmarks.report.tuning import chosen_rates
+
+LORA = "lora/table2_roberta_base_lora"
+
+
+def run(task: str, rate: float, score: float | None, failed: str | None = None) -> Record:
+    return made_record(LORA, task, 1000, score, trainer={"learning_rate": rate}, failed=failed)
+
+
+def test_the_best_mean_over_tasks_wins():
+    records = [run("sst2", 1e-3, 0.9), run("qnli", 1e-3, 0.5), run("sst2", 1e-2, 0.8), run("qnli", 1e-2, 0.7)]
+    chosen = chosen_rates(frame_of(records))
+    assert chosen.loc[LORA, "best"] == 1e-2
+    assert chosen.loc[LORA, 1e-3] == pytest.approx(0.70)
+    assert chosen.loc[LORA, 1e-2] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("hole", [[], [run("qnli", 1e-2, None, failed="out_of_memory")]])
+def test_a_rate_with_a_hole_cannot_win(hole: list[Record]):
+    records = [run("sst2", 1e-3, 0.6), run("qnli", 1e-3, 0.6), run("sst2", 1e-2, 0.99), *hole]
+    assert chosen_rates(frame_of(records)).loc[LORA, "best"] == 1e-3
+
+
+def test_an_empty_folder_is_named():
+    with pytest.raises(ValueError, match="no records: expected those of `peft-bench sweep micro_tuning"):
+        chosen_rates(frame_of([]))
