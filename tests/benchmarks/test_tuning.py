@@ -18,8 +18,8 @@ def test_the_best_mean_over_tasks_wins():
     records = [run("sst2", 1e-3, 0.9), run("qnli", 1e-3, 0.5), run("sst2", 1e-2, 0.8), run("qnli", 1e-2, 0.7)]
     chosen = chosen_rates(frame_of(records))
     assert chosen.loc[LORA, "best"] == 1e-2
-    assert chosen.loc[LORA, 1e-3] == pytest.approx(0.70)
-    assert chosen.loc[LORA, 1e-2] == pytest.approx(0.75)
+    assert chosen[1e-3][LORA] == pytest.approx(0.70)
+    assert chosen[1e-2][LORA] == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize("hole", [[], [run("qnli", 1e-2, None, failed="out_of_memory")]])
