@@ -148,13 +148,15 @@ def _load(
 def _quiet() -> Iterator[None]:
     """Without transformers' report on pretraining heads that are left unused; what is missing is an error anyway."""
     verbosity = transformers.utils.logging.get_verbosity()
+    bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
-        transformers.utils.logging.enable_progress_bar()
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
 
 
 def describe(backbone: Backbone) -> dict[str, Any]:

@@ -187,6 +187,11 @@ def typed(cfg: DictConfig) -> RunConfig:
     return run
 
 
+def is_control(cfg: RunConfig) -> bool:
+    """Majority and bag of words: nothing is trained step by step."""
+    return str(cfg.method["_target_"]).startswith("benchmarks.controls.")
+
+
 def _method_schema(method: type) -> type:
     """The method's dataclass with every field required and its `_target_`, as Hydra's structured configs need it."""
     fields: list[Any] = [("_target_", str, field(default=f"{method.__module__}.{method.__qualname__}"))]

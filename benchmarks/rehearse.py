@@ -25,7 +25,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.config import CONF_DIR, RunConfig
+from benchmarks.config import CONF_DIR, RunConfig, is_control
 from benchmarks.offline import OFFLINE, no_network
 from benchmarks.record import predictions_path, read_record, record_path
 from benchmarks.sweep import compose_all, expand
@@ -109,11 +109,6 @@ def _layers(cfg: RunConfig) -> int:
     return 1 + int(cfg.method.get("skip_layers", 0))
 
 
-def _is_control(cfg: RunConfig) -> bool:
-    """Majority and bag of words: nothing is trained step by step."""
-    return str(cfg.method["_target_"]).startswith("benchmarks.controls.")
-
-
 def rehearse(cfg: RunConfig) -> list[str]:
     """One run, from configuration to record; what is wrong with the record, nothing if it is as it must be."""
     from benchmarks.run import run
@@ -122,7 +117,7 @@ def rehearse(cfg: RunConfig) -> list[str]:
     if outcome.status == "failed":
         return [f"failed: {outcome.message}"]
     record = read_record(record_path(cfg.results_dir, cfg.experiment, outcome.run_id))
-    control = _is_control(cfg)
+    control = is_control(cfg)
     scored = {(s["split"], s["checkpoint"], s["metric"]) for s in record["scores"]}
     wanted = set(product(cfg.task.validation_splits, ("best", "last"), cfg.task.metrics))
     steps = [point["step"] for point in record["history"]]
@@ -144,7 +139,7 @@ def one_of_each(cfgs: Sequence[RunConfig]) -> list[RunConfig]:
     chosen: list[RunConfig] = []
     for cfg in cfgs:
         new = cfg.backbone not in [c.backbone for c in chosen] or cfg.task not in [c.task for c in chosen]
-        if new and cfg.backbone.pretrained and cfg.init_from is None and not _is_control(cfg) and _layers(cfg) == 1:
+        if new and cfg.backbone.pretrained and cfg.init_from is None and not is_control(cfg) and _layers(cfg) == 1:
             chosen.append(cfg)
     return chosen
 

@@ -23,7 +23,7 @@ from benchmarks.assemble import RunOutput, assemble, assemble_failure, predictio
 from benchmarks.backbone import Backbone, describe, load_backbone
 from benchmarks.checkpoint import load_checkpoint
 from benchmarks.checks import check_config, check_length, check_pack
-from benchmarks.config import RunConfig
+from benchmarks.config import RunConfig, is_control
 from benchmarks.evaluation import decode, predict
 from benchmarks.identity import identity, run_id
 from benchmarks.progress import Checkpointing, StepProgress
@@ -100,7 +100,7 @@ def _prepare(cfg: RunConfig, show_progress: bool) -> Prepared:
 
 def _make(todo: list[Prepared], show_progress: bool) -> list[Outcome]:
     """Train and record; any exception after the checks becomes one failed record per run of the pack."""
-    if _is_control(todo[0].cfg):
+    if is_control(todo[0].cfg):
         return [_control(p) for p in todo]
     first = todo[0].cfg
     accelerator = devices.make_accelerator(first.device, first.trainer.precision, len(todo))
@@ -303,10 +303,6 @@ def _outcome(p: Prepared, status: str, message: str, score: float | None, second
 def _resume(runs: list[Run], ids: list[str], state: Path) -> None:
     if load_checkpoint(runs, ids, state):
         log.info("resumed at step %d of %d", runs[0].position.step, runs[0].total_steps)
-
-
-def _is_control(cfg: RunConfig) -> bool:
-    return cfg.method["_target_"].startswith("benchmarks.controls")
 
 
 def _tracker(p: Prepared) -> Tracker:

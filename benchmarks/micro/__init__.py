@@ -7,6 +7,6 @@ tasks.py       nine labelled tasks with the columns, labels and split names of G
 backbones/     micro_bert and micro_roberta, remade by `python -m benchmarks.pretraining`
 
 The language is frozen: `language.LANGUAGE_VERSION` names it, tests pin its content, and it is never adjusted until a
-claim about a parameter-efficient method holds. It was calibrated on controls only (full fine-tuning, head only, full
-from random initialization, bag of words, majority).
+claim about a parameter-efficient method holds. Controls alone shaped it (full fine-tuning, head only, full from
+random initialization); docs/micro.md says where it is not calibrated.
 """
