@@ -72,7 +72,15 @@ def load_backbone(
 
 def weights_digest(folder: Path) -> str:
     """SHA-256 of the folder's safetensors files, in order of name."""
-    files = sorted(folder.glob("*.safetensors"))
+    return _digest(sorted(folder.glob("*.safetensors")))
+
+
+def shipped_digest(folder: Path) -> str:
+    """SHA-256 of all that a run reads of a shipped backbone: weights, configuration and tokenizer."""
+    return _digest(sorted(path for path in folder.iterdir() if path.name != "pretraining.json"))
+
+
+def _digest(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         with open(file, "rb") as stream:

@@ -37,6 +37,7 @@ def _check_trainer(trainer: TrainerConfig) -> None:
         ("optimizer", ("adamw", "bert_adam")),
         ("schedule", ("linear", "constant")),
         ("precision", ("fp32", "bf16")),
+        ("regression_bias", ("zero", "label_mean")),
         ("selection", ("best", "last")),
     ):
         if getattr(trainer, name) not in known:

@@ -65,8 +65,10 @@ class TrainerConfig:
     batch_size: global, examples per optimizer step. micro_batch_size: examples per forward pass of one process (null:
     the whole batch); the rest is accumulated. max_steps: cuts `epochs` short (null: no cut). max_length: in tokens,
     special ones included. optimizer: adamw, or bert_adam (no bias correction). schedule: linear or constant.
-    warmup_steps wins over warmup_ratio. precision: fp32 or bf16. evaluate_every_steps: null means every epoch.
-    selection: best (epoch by the task's selection metric) or last; both are recorded, this one initializes children.
+    warmup_steps wins over warmup_ratio. regression_bias: where the output layer's bias starts if num_labels is 1: zero
+    (the published code) or label_mean (of the training labels). precision: fp32 or bf16. evaluate_every_steps: null
+    means every epoch. selection: best (epoch by the task's selection metric) or last; both are recorded, this one
+    initializes children.
     """
 
     learning_rate: float = MISSING
@@ -85,6 +87,7 @@ class TrainerConfig:
     warmup_ratio: float = 0.0
     warmup_steps: int | None = None
     max_grad_norm: float = 1.0
+    regression_bias: str = "zero"
     precision: str = "fp32"
     group_by_length: bool = False
     gradient_checkpointing: bool = False

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.backbone import stand_in, weights_digest
+from benchmarks.backbone import shipped_digest, stand_in
 from benchmarks.config import RunConfig
 
 LOOP_VERSION = 1
@@ -32,6 +32,8 @@ _NOT_SCIENTIFIC = {
     "backbone": {"architecture", "dtype", "hub_id"},
     "trainer": {"eval_batch_size", "precision", "gradient_checkpointing"},
 }
+# Fields younger than the first records: not hashed at the value those runs had, so that their identities stand.
+_ADDED_LATER = {"trainer": {"regression_bias": "zero"}}
 
 
 def scientific_config(cfg: RunConfig) -> dict[str, Any]:
@@ -40,9 +42,11 @@ def scientific_config(cfg: RunConfig) -> dict[str, Any]:
     part = {key: full[key] for key in ("backbone", "method", "task", "trainer", "experiment", "settings", "seed")}
     for group, names in _NOT_SCIENTIFIC.items():
         part[group] = {k: v for k, v in part[group].items() if k not in names}
+    for group, defaults in _ADDED_LATER.items():
+        part[group] = {k: v for k, v in part[group].items() if k not in defaults or v != defaults[k]}
     part["scale"] = cfg.scale.name
     folder = None if cfg.method["_target_"].startswith("benchmarks.controls") else stand_in(cfg.backbone, cfg.scale)
-    part["stand_in"] = None if folder is None else f"{folder.name}@{weights_digest(folder)[:16]}"
+    part["stand_in"] = None if folder is None else f"{folder.name}@{shipped_digest(folder)[:16]}"
     part["head_dense"] = cfg.init_from.head_dense if cfg.init_from else None
     return part
 

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from hydra.utils import instantiate
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import devices, parents
 from benchmarks.assemble import RunOutput, assemble, assemble_failure, prediction_columns
@@ -140,6 +140,9 @@ def _attach(todo: list[Prepared], backbone: Backbone) -> tuple[Attached, list[Jo
             check_length(p.cfg, positions)
             if p.parent is not None and p.cfg.init_from is not None:
                 parents.start_from(attached, k, p.parent, p.cfg.init_from.head_dense)
+            if p.cfg.task.num_labels == 1 and p.cfg.trainer.regression_bias == "label_mean":
+                mean = float(np.mean(p.data.labels[p.cfg.task.train_split]))
+                nn.init.constant_(cast(ClassificationHead, attached.run(k).head).out_proj.bias, mean)
             jobs.append(Job(p.cfg, tokenize(p.data, backbone.tokenizer, p.cfg.trainer.max_length, with_types), pad))
     except BaseException:
         attached.detach()

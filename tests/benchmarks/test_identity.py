@@ -1,9 +1,12 @@
 """What changes a run's identity, and what does not."""
 
 import dataclasses
+import shutil
 
 import pytest
 
+from benchmarks import backbone
+from benchmarks.backbone import MICRO_BACKBONES
 from benchmarks.identity import METHOD_VERSIONS, identity, run_id
 from benchmarks.parents import compose_run
 
@@ -33,11 +36,28 @@ def test_places_tracking_and_devices_do_not_count(base, override):
     [
         "seed=1", "task=glue/cola", "method.rank=3", "trainer.learning_rate=1e-3", "trainer.batch_size=5",
         "trainer.group_by_length=true", "trainer.selection=last", "backbone.pretrained=false", "settings=script",
-        "trainer.max_steps=7", "scale=paper",
+        "trainer.max_steps=7", "scale=paper", "trainer.regression_bias=zero",
     ],
 )  # fmt: skip
 def test_science_counts(base, override):
     assert made(override) != base
+
+
+def test_a_young_field_does_not_count_at_its_old_value():
+    """So a record from before the field keeps its identity."""
+    cfg = compose_run(["experiment=small/minilm_lora", "task=glue/mrpc", "scale=small"])
+    assert cfg.trainer.regression_bias == "zero"
+    assert "regression_bias" not in identity(cfg, "d", [])["config"]["trainer"]
+
+
+def test_a_shipped_backbones_configuration_counts(base, tmp_path, monkeypatch):
+    copy = tmp_path / "micro_roberta"
+    shutil.copytree(MICRO_BACKBONES / "micro_roberta", copy)
+    monkeypatch.setattr(backbone, "MICRO_BACKBONES", tmp_path)
+    assert made() == base
+    config = copy / "config.json"
+    config.write_text(config.read_text().replace('"initializer_range": 0.07', '"initializer_range": 0.02'))
+    assert made() != base
 
 
 def test_data_parents_and_result_versions_count(base, monkeypatch):

@@ -52,6 +52,8 @@ def test_shipped_backbone_is_small_and_says_where_it_comes_from(model_type):
     config = json.loads((folder / "config.json").read_text())
     assert (config["hidden_size"], config["num_hidden_layers"]) == (64, 2)
     assert config["hidden_dropout_prob"] == config["attention_probs_dropout_prob"] == 0.0
+    # as wide for this width as BERT's and RoBERTa's 0.02 is for theirs
+    assert config["initializer_range"] == pytest.approx(0.02 * (768 / config["hidden_size"]) ** 0.5, abs=0.001)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     loss = validation_loss(load_pretrained(folder), tokenizer)
     assert loss == pytest.approx(record["report"]["validation_loss"], abs=0.01)

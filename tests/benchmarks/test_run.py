@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import logging
+import shutil
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from benchmarks import parents
+from benchmarks import backbone, parents
 from benchmarks import run as run_module
 from benchmarks.config import RunConfig, TrackingConfig
 from benchmarks.parents import compose_run
@@ -88,6 +90,37 @@ def test_a_pack_of_runs_and_tasks_equals_the_runs_alone(short, tmp_path):
         assert record_of(cfg, outcome)["numerics"]["pack"] == 3
 
 
+@pytest.mark.parametrize(("start", "expected"), [("zero", 0.0), ("label_mean", None)])
+def test_where_the_bias_of_a_regression_starts(short, start, expected, monkeypatch):
+    cfg = short(LORA, "task=glue/stsb", "init_from=null", f"trainer.regression_bias={start}")
+    seen = {}
+
+    def looking(attached, jobs, *rest, **kwargs):
+        seen["bias"] = attached.run(0).head.out_proj.bias.item()
+        seen["mean"] = jobs[0].data["train"].labels.mean()
+        return train(attached, jobs, *rest, **kwargs)
+
+    train = run_module.train
+    monkeypatch.setattr(run_module, "train", looking)
+    assert run(cfg).status == "done"
+    assert 2 < seen["mean"] < 3
+    assert seen["bias"] == pytest.approx(seen["mean"] if expected is None else expected)
+
+
+def test_a_checkpoint_that_lacks_tensors_is_refused(short, tmp_path, monkeypatch):
+    """transformers would fill them with random values."""
+    copy = tmp_path / "backbones" / "micro_bert"
+    shutil.copytree(backbone.MICRO_BACKBONES / "micro_bert", copy)
+    tensors = load_file(copy / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("layer.1.attention.self.query.weight"))
+    save_file(
+        {key: tensor for key, tensor in tensors.items() if key != name}, copy / "model.safetensors", {"format": "pt"}
+    )
+    monkeypatch.setattr(backbone, "MICRO_BACKBONES", copy.parent)
+    with pytest.raises(ValueError, match=r"lacks 1 tensors of the backbone, .*query\.weight first"):
+        run(short("experiment=houlsby2019/table1_full", "task=glue/sst2"))
+
+
 def test_controls_need_no_backbone(short):
     for method in ("majority", "bag_of_words"):
         for task in ("mnli", "stsb"):
@@ -149,6 +182,7 @@ def test_a_missing_parent_is_refused_with_its_command(short):
     [
         (["trainer.learning_rate=0"], "trainer.learning_rate=0.0: expected a number above 0"),
         (["trainer.optimizer=sgd"], "expected one of adamw, bert_adam"),
+        (["trainer.regression_bias=mean"], "expected one of zero, label_mean"),
         (["trainer.max_length=600"], "max_length=600"),
         (["method=lora", "method.targets=[qwery]"], "match no projection of roberta: unknown ..qwery"),
         (["method=lora", "method.targets=[]"], "match no projection"),
