@@ -24,7 +24,7 @@ class Backbone(TypedDict):
 
 
 class Data(TypedDict):
-    """The data the run used; `source` is "glue" for the published data, "micro-1" for the generated language."""
+    """The data the run used; `source` is "glue" for the published data, "micro-2" for the generated language."""
 
     source: str
     sha256: str

@@ -1,14 +1,14 @@
 """Nine labelled tasks of the micro language, with the column names, label encodings and split names of GLUE on the hub.
 
 task   columns                      labels                                 noise   ceiling
-cola   sentence                     0 unacceptable, 1 acceptable            2.5%    0.975 accuracy
+cola   sentence                     0 unacceptable, 1 acceptable            3%      0.97 accuracy
 sst2   sentence                     0 negative, 1 positive                  7%      0.93
-mrpc   sentence1, sentence2         0 not equivalent, 1 equivalent          6%      0.94
+mrpc   sentence1, sentence2         0 not equivalent, 1 equivalent          8%      0.92
 stsb   sentence1, sentence2         0.0 to 5.0                              sd 0.9  0.93 Pearson (about)
 qqp    question1, question2         0 not duplicate, 1 duplicate            8%      0.92
 mnli   premise, hypothesis          0 entailment, 1 neutral, 2 contradiction 8%     0.92
-qnli   question, sentence           0 entailment, 1 not entailment          7%      0.93
-rte    sentence1, sentence2         0 entailment, 1 not entailment          6%      0.94
+qnli   question, sentence           0 entailment, 1 not entailment          8%      0.92
+rte    sentence1, sentence2         0 entailment, 1 not entailment          8%      0.92
 wnli   sentence1, sentence2         0 not entailment, 1 entailment          40%     0.60 (not calibrated: near chance)
 
 Every split has labels, the test split too. With probability `noise` a label is replaced by another one, in training
@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from benchmarks.micro.language import LANGUAGE_VERSION, Report, Speaker, frames
+from benchmarks.micro.language import Report, Speaker, frames
 from benchmarks.micro.lexicon import (
     ADJECTIVES,
     DEEDS,
@@ -40,6 +40,11 @@ from benchmarks.micro.lexicon import (
     TRANSITIVE,
 )
 
+# The tasks may change (and then this does) while the language of the backbones (language.py) stays.
+TASKS_VERSION = "micro-2"
+# Share of one class that is easy where opinions are compared or a question is answered: one sentence alone gives these
+# items away. Without them full fine-tuning gets over its plateau for some seeds only.
+EASY = 0.3
 SIMILARITIES = (0.0, 1.0, 4.0, 5.0)
 SIZES = {"train": 2400, "validation": 500, "test": 2000}
 
@@ -63,18 +68,29 @@ def _cola(speaker: Speaker, label: Label) -> Texts:
     return (speaker.present(faulty=label == 0),)
 
 
+def _aside(speaker: Speaker, report: Report) -> str:
+    """At the head of a sentence, a thing and an opinion that do not count: "after the awful soup, ".
+
+    The corpus has none. A fixed backbone adds them to what a sentence is about; one that is trained leaves them out.
+    """
+    other = speaker.other_topic(report) if speaker.chance(0.5) else speaker.other_thing(report)
+    return f"after the {speaker.pick(ADJECTIVES[speaker.rng.randrange(2)])} {other.thing}, "
+
+
+def _say(speaker: Speaker, kind: str, report: Report, aside: float) -> str:
+    """The report in a frame of `kind`, with probability `aside` after an aside."""
+    before = _aside(speaker, report) if speaker.chance(aside) else ""
+    return before + speaker.say(kind, report)
+
+
 def _sst2(speaker: Speaker, label: Label) -> Texts:
     report = replace(speaker.report(), opinion=1 - int(label))
     kind = speaker.rng.choices(["plain", "felt", "negated", "contrasted"], [0.2, 0.1, 0.35, 0.35])[0]
-    return (speaker.say(kind, report),)
-
-
-def _statement(speaker: Speaker, report: Report, negated: float = 0.0) -> str:
-    return speaker.say("negated" if speaker.chance(negated) else "plain", report)
+    return (_say(speaker, kind, report, aside=0.4),)
 
 
 def _pair(speaker: Speaker, first: Report, second: Report) -> Texts:
-    return _statement(speaker, first), _statement(speaker, second)
+    return speaker.say("plain", first), speaker.say("plain", second)
 
 
 def _opposite(report: Report) -> Report:
@@ -82,49 +98,59 @@ def _opposite(report: Report) -> Report:
 
 
 def _mrpc(speaker: Speaker, label: Label) -> Texts:
-    """Equivalent if topic and opinion are the same; the others differ in one of them."""
+    """Equivalent if both say or feel the same; the others contradict each other, or the second has no opinion."""
     first = speaker.report()
-    if label == 1:
-        return _pair(speaker, first, first)
-    return _pair(speaker, first, speaker.other_topic(first) if speaker.chance(0.15) else _opposite(first))
+    second = speaker.other_thing(first)
+    kinds = ["felt" if speaker.chance(0.4) else "plain" for _ in range(2)]
+    if label == 0 and speaker.chance(EASY):
+        return speaker.say(kinds[0], first), speaker.say("settled", second)
+    return speaker.say(kinds[0], first), speaker.say(kinds[1], second if label == 1 else _opposite(second))
 
 
 def _stsb(speaker: Speaker, label: Label) -> Texts:
-    """4 points for the same topic, 1 for the same opinion."""
+    """4 points for the same opinion, 1 for the same topic."""
     first = speaker.report()
-    second = speaker.other_thing(first) if label in (4.0, 5.0) else speaker.other_topic(first)
-    return _pair(speaker, first, second if label in (1.0, 5.0) else _opposite(second))
+    second = speaker.other_thing(first) if label in (1.0, 5.0) else speaker.other_topic(first)
+    if label in (0.0, 1.0) and speaker.chance(EASY):
+        return speaker.say("plain", first), speaker.say("settled", second)
+    return _pair(speaker, first, second if label in (4.0, 5.0) else _opposite(second))
 
 
 def _qqp(speaker: Speaker, label: Label) -> Texts:
-    """Duplicates ask about the same topic."""
+    """Duplicates ask for opinions of the same topic."""
     first = speaker.report()
     second = speaker.other_thing(first) if label == 1 else speaker.other_topic(first)
-    return speaker.say("question", first), speaker.say("question", second)
+    return _say(speaker, "question", first, aside=0.5), _say(speaker, "question", second, aside=0.5)
+
+
+def _ask(speaker: Speaker, report: Report) -> str:
+    return speaker.say("when" if report.setting else "where", report)
 
 
 def _qnli(speaker: Speaker, label: Label) -> Texts:
     """A sentence answers the question if it tells a place where one is asked for, and a time likewise."""
     asked = speaker.report()
+    if label == 1 and speaker.chance(EASY):
+        return _ask(speaker, asked), speaker.say("plain", asked)
     told = replace(asked, setting=1 - asked.setting) if label == 1 else asked
-    return speaker.say("when" if asked.setting else "where", asked), speaker.say("settled", told)
+    return _ask(speaker, asked), speaker.say("settled", told)
 
 
 def _mnli(speaker: Speaker, label: Label) -> Texts:
-    """The hypothesis is of the premise's topic (0), has an opinion, the premise none (1), or another topic (2)."""
+    """The hypothesis has the premise's opinion (0), no opinion (1), or the other one (2), of a thing of its topic."""
     first = speaker.report()
-    second = speaker.other_topic(first) if label == 2 else speaker.other_thing(first)
-    return speaker.say("settled", first), speaker.say("plain" if label == 1 else "settled", second)
+    second = speaker.other_thing(first)
+    third = _opposite(second) if label == 2 else second
+    return speaker.say("plain", first), speaker.say("settled" if label == 1 else "plain", third)
 
 
 def _rte(speaker: Speaker, label: Label) -> Texts:
-    """Entailed if topic and opinion are the same; most of the others contradict the opinion."""
+    """MNLI with two classes: entailed if the opinion is the same, not if it is the other one or there is none."""
     first = speaker.report()
-    if label == 0:
-        return _pair(speaker, first, speaker.other_thing(first))
-    if speaker.chance(0.25):
-        return _pair(speaker, first, replace(speaker.other_topic(first), opinion=speaker.rng.randrange(2)))
-    return _pair(speaker, first, _opposite(speaker.other_thing(first)))
+    second = speaker.other_thing(first)
+    if label == 1 and speaker.chance(EASY):
+        return speaker.say("plain", first), speaker.say("settled", second)
+    return _pair(speaker, first, second if label == 0 else _opposite(second))
 
 
 # what the first did to the second -> reasons that lie with the first, reasons that lie with the second
@@ -149,14 +175,14 @@ def _wnli(speaker: Speaker, label: Label) -> Texts:
 
 
 TASKS: dict[str, MicroTask] = {
-    "cola": MicroTask(("sentence",), 2, 0.025, 0.25, _cola, train=3200),
+    "cola": MicroTask(("sentence",), 2, 0.03, 0.25, _cola, train=3200),
     "sst2": MicroTask(("sentence",), 2, 0.07, 0.35, _sst2),
-    "mrpc": MicroTask(("sentence1", "sentence2"), 2, 0.06, 0.35, _mrpc),
+    "mrpc": MicroTask(("sentence1", "sentence2"), 2, 0.08, 0.35, _mrpc),
     "stsb": MicroTask(("sentence1", "sentence2"), None, 0.9, 0.35, _stsb),
     "qqp": MicroTask(("question1", "question2"), 2, 0.08, 0.35, _qqp, train=3200),
     "mnli": MicroTask(("premise", "hypothesis"), 3, 0.08, 0.35, _mnli, train=3200),
-    "qnli": MicroTask(("question", "sentence"), 2, 0.07, 0.35, _qnli),
-    "rte": MicroTask(("sentence1", "sentence2"), 2, 0.06, 0.35, _rte),
+    "qnli": MicroTask(("question", "sentence"), 2, 0.08, 0.35, _qnli),
+    "rte": MicroTask(("sentence1", "sentence2"), 2, 0.08, 0.35, _rte),
     "wnli": MicroTask(("sentence1", "sentence2"), 2, 0.4, 0.0, _wnli, train=640),
 }
 
@@ -170,7 +196,7 @@ _WORD_CLASSES: list[list[str]] = [
 @cache
 def held_words(task: str) -> frozenset[str]:
     """The words (present-tense verbs in base form) that no training item of `task` contains."""
-    rng = random.Random(f"{LANGUAGE_VERSION}/{task}/held")
+    rng = random.Random(f"{TASKS_VERSION}/{task}/held")
     share = _task(task).held
     return frozenset(word for words in _WORD_CLASSES for word in rng.sample(words, round(share * len(words))))
 
@@ -195,7 +221,7 @@ def _load(task: str) -> dict[str, dict[str, tuple[Any, ...]]]:
     for split, (size, genres) in splits(task).items():
         training = split == "train"
         speaker = Speaker(
-            rng=random.Random(f"{LANGUAGE_VERSION}/{task}/{split}"),
+            rng=random.Random(f"{TASKS_VERSION}/{task}/{split}"),
             owner="train" if training else "evaluation",
             genres=genres,
             excluded=held_words(task) if training else frozenset(),

@@ -44,7 +44,7 @@ def made_record(
     flags: tuple[str, ...] = (),
     backbone: str = "micro_bert",
     published: bool = False,
-    source: str = "micro-1",
+    source: str = "micro-2",
     rows: Mapping[str, int] | None = None,
     epochs: int = 20,
     **changed: Any,

@@ -30,8 +30,8 @@ class TaskData:
     """The examples of one task.
 
     texts: split -> rows of one or two texts. labels: split -> (N,) int64 classes, or float64 for regression.
-    source: the language version ("micro-1"), or the dataset ("glue"). sha256: of these texts and labels by split;
-    file layout, paths and unused columns do not matter.
+    source: the version of the generated tasks ("micro-2"), or the dataset ("glue"). sha256: of these texts and labels
+    by split; file layout, paths and unused columns do not matter.
     """
 
     texts: dict[str, list[tuple[str, ...]]]
@@ -85,12 +85,11 @@ def load_task(task: TaskConfig, scale: ScaleConfig, data_dir: str | None) -> Tas
 def _load(wanted: _Wanted) -> TaskData:
     _check_description(wanted)
     if wanted.source == "micro":
-        from benchmarks.micro.language import LANGUAGE_VERSION
-        from benchmarks.micro.tasks import load_micro
+        from benchmarks.micro.tasks import TASKS_VERSION, load_micro
 
         tables: Mapping[str, Columns] = load_micro(wanted.name)
         _require_splits(wanted, tables, f"the generated task {wanted.name}")
-        source = LANGUAGE_VERSION
+        source = TASKS_VERSION
     elif wanted.source == "published":
         tables = _from_hub(wanted) if wanted.data_dir is None else _from_folder(wanted, wanted.data_dir)
         source = wanted.dataset

@@ -163,7 +163,9 @@ def compiled(kind: str, frame: str) -> re.Pattern[str]:
 PATTERNS = {
     (kind, frame): compiled(kind, frame) for kind in FRAMES if kind != "reason" for frame in FRAMES[kind]
 }  # WNLI's only frames are "reason", which the corpus has none of
-MARKS = re.compile(rf"^(?:{alternatives(LUCK[0], LUCK[1], IN_OPINION, IN_TOPIC, IN_SETTING)}, )+")
+MARK = alternatives(LUCK[0], LUCK[1], IN_OPINION, IN_TOPIC, IN_SETTING)
+ASIDE = rf"after the {ADJECTIVE} {THING}"  # the tasks' only
+MARKS = re.compile(rf"^(?:(?:{MARK}|{ASIDE}), )+")
 SINGULAR = {plural(person): person for people in PEOPLE.values() for person in people}
 
 
@@ -199,17 +201,18 @@ def test_no_entity_and_frame_pair_is_shared_between_pretraining_training_and_eva
     assert not pairs["train"] & pairs["evaluation"]
 
 
-# The frozen language. A change here is a new LANGUAGE_VERSION, new backbones and new records, or a mistake.
+# Frozen. A change of CONTENT is a new TASKS_VERSION and new records, one of CORPUS a new LANGUAGE_VERSION and new
+# backbones as well, or a mistake.
 CONTENT = {
-    "cola": "19dafda658422615",
-    "sst2": "afc4de67a93c410b",
-    "mrpc": "106e623bea3a7c56",
-    "stsb": "027404f0e5238565",
-    "qqp": "2574a49f539f74af",
-    "mnli": "0717209a35511a96",
-    "qnli": "d44ca625a2fbbdd2",
-    "rte": "6f44c752d7e93e9f",
-    "wnli": "40d6f650ab465aeb",
+    "cola": "dc9a02949dd403ab",
+    "sst2": "87364b6e4519f9c4",
+    "mrpc": "372a3c65d905467e",
+    "stsb": "050a5b0277fdcf4b",
+    "qqp": "f11f3740f395092d",
+    "mnli": "9007092567c285a0",
+    "qnli": "3e67385b89bd0ac0",
+    "rte": "d7180be93b24e950",
+    "wnli": "6c81e8bd6fc4837b",
 }
 CORPUS = "44227601128b9d47"
 
@@ -219,9 +222,17 @@ def test_the_language_is_frozen():
     assert digest([corpus("train"), corpus("validation")]) == CORPUS
 
 
+def test_asides_are_the_tasks_own():
+    """What does not count stands in the tasks only: the backbones have never seen it, its words they have."""
+    assert not any(re.search(ASIDE, document) for document in corpus("train")[:4000])
+    for task, share in (("sst2", 0.4), ("qqp", 0.75)):
+        items = [" ".join(item) for item in texts(task, "test")]
+        assert abs(sum(bool(re.search(ASIDE, item)) for item in items) / len(items) - share) < 0.05
+
+
 @pytest.mark.parametrize("task", ["mrpc", "stsb", "qqp", "mnli", "qnli", "rte"])
 def test_single_words_do_not_solve_a_pair_task(task):
-    """A linear model of the words of both texts stays near the majority: what they have in common is what counts."""
+    """A linear model of the words of both texts finds the easy items only: what they have in common is what counts."""
     vectorizers = [CountVectorizer().fit(load_micro(task)["train"][name]) for name in TASKS[task].columns]
 
     def features(split: str):
@@ -235,4 +246,4 @@ def test_single_words_do_not_solve_a_pair_task(task):
         labels = {split: values > 2.5 for split, values in labels.items()}
     model = LogisticRegression(max_iter=300).fit(features("train"), labels["train"])
     accuracy = model.score(features(test), labels[test])
-    assert accuracy < (0.70 if task == "mnli" else 0.60)  # MNLI: a premise without an opinion is neutral
+    assert accuracy < 0.65  # the easy items of one class, and no more: see tasks.EASY
