@@ -23,7 +23,6 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets.packaged_modules.parquet.parquet import Parquet
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     BertConfig,
     BertForPreTraining,
@@ -36,6 +35,7 @@ from transformers import (
 )
 
 from benchmarks.config import BackboneConfig, TaskConfig
+from benchmarks.micro.builders import byte_level_bpe
 
 HEAD_SIZE = 4  # width = number of heads times this
 ROWS = {"train": 40, "validation": 16, "test": 8}  # by the first word of the split
@@ -151,18 +151,9 @@ def _bert(folder: Path, sizes: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBa
 
 def _roberta(folder: Path, sizes: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Byte-level BPE with <s> <pad> </s> <unk> as 0 to 3 and <mask> last; two positions are never used."""
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    trained.train_from_iterator([_sentence(random.Random(i), 12) for i in range(100)], trainer)
-    learned = json.loads(trained.to_str())["model"]
-    vocabulary = learned["vocab"] | {"<mask>": len(learned["vocab"])}
-    merges = [tuple(pair) for pair in learned["merges"]]
+    sentences = [_sentence(random.Random(i), 12) for i in range(100)]
+    vocabulary, merges = byte_level_bpe(sentences, 400, ["<s>", "<pad>", "</s>", "<unk>"])
+    vocabulary["<mask>"] = len(vocabulary)
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
     (folder / "merges.txt").write_text("".join(["#version: 0.2\n", *(f"{left} {right}\n" for left, right in merges)]))
     positions = sizes["max_position_embeddings"] - sizes["pad_token_id"] - 1

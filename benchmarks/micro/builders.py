@@ -10,7 +10,7 @@ import string
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     BertConfig,
     BertForPreTraining,
@@ -55,21 +55,9 @@ def build_bert(sizes: Sizes, lines: Iterable[str]) -> tuple[PreTrainedTokenizerB
 
 def build_roberta(sizes: Sizes, lines: Iterable[str]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Byte-level BPE tokenizer and RobertaForMaskedLM; positions start at pad + 1, so there are two more of them."""
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trained.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=sizes.vocab_size,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    trained.train_from_iterator(lines, trainer)
-    learned = json.loads(trained.to_str())["model"]
-    merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in learned["merges"]]
+    vocabulary, merges = byte_level_bpe(lines, sizes.vocab_size, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     tokenizer = RobertaTokenizer(
-        vocab=learned["vocab"],
+        vocab=vocabulary,
         merges=merges,
         mask_token=AddedToken("<mask>", lstrip=True),  # the published one swallows the space before it, too
         model_max_length=sizes.positions,
@@ -82,6 +70,21 @@ def build_roberta(sizes: Sizes, lines: Iterable[str]) -> tuple[PreTrainedTokeniz
         eos_token_id=tokenizer.eos_token_id,
     )
     return tokenizer, _model(RobertaForMaskedLM, config, len(tokenizer))
+
+
+def byte_level_bpe(
+    lines: Iterable[str], vocab_size: int, special: list[str]
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary (the special tokens first) and merges of a byte-level BPE learned from `lines`."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    trained.train_from_iterator(lines, trainer)
+    learned = json.loads(trained.to_str())["model"]
+    return learned["vocab"], [(left, right) for left, right in learned["merges"]]
 
 
 def _common(sizes: Sizes) -> dict[str, int | float]:
