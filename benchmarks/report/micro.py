@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from benchmarks.report.calibration import calibration_markdown
 from benchmarks.report.grid import Column, GridRow, glue_columns, grid
 from benchmarks.report.grid_page import grid_markdown
 from benchmarks.report.render import page
@@ -83,4 +84,4 @@ def micro_page(cells: pd.DataFrame, table: MicroTable) -> str:
         "the stand-in.",
     ]
     title = table.title if settings == "paper" else f"{table.title} ({settings} settings)"
-    return page(title, about, grid_markdown(cells, notes))
+    return page(title, about, grid_markdown(cells, notes), calibration_markdown(cells))

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.record import Record, write_record
 from benchmarks.report.bench import made_record
+from benchmarks.report.calibration import calibration
 from benchmarks.report.main import main, status_main
 from benchmarks.report.micro import MICRO_TABLES, micro_page, micro_table
 from benchmarks.report.rows import frame_of
@@ -52,6 +53,27 @@ def test_an_average_is_printed_only_without_a_hole() -> None:
     assert line["Avg"] == "77.5"  # eight tasks: MNLI counts once
     line = line_of([record for record in whole if record["task"] != "rte"], "full fine-tuning")
     assert (line["RTE"], line["Avg"]) == ("—", "—")
+
+
+def test_calibration_names_what_a_task_misses() -> None:
+    head, start = "controls/bert_head_only", "controls/bert_scratch"
+
+    def misses(full: float, head_only: float | None, random: float | None) -> str:
+        records = seeds("rte", [full])
+        records += [] if head_only is None else seeds("rte", [head_only], head)
+        records += [made_record(start, "rte", 0, random)]
+        return str(calibration(micro_table(frame_of(records), HOULSBY)).loc["RTE", "misses"])
+
+    assert misses(0.90, 0.75, 0.85) == ""
+    assert misses(0.90, 0.76, 0.86) == "head too near, random start too near"
+    assert misses(0.94, 0.50, 0.50) == "full too high"
+    assert misses(0.84, 0.50, 0.50) == "full too low"
+    assert misses(0.90, 0.50, None) == ""  # undefined, not missing: one value throughout
+    assert misses(0.90, None, 0.50) == "a run is missing"
+    records = [*seeds("rte", [0.9]), *seeds("rte", [0.6], head), *seeds("rte", [0.5], start)]
+    text = micro_page(micro_table(frame_of(records), HOULSBY), HOULSBY)
+    assert "Met in 1 of 9 columns." in text
+    assert "Calibration" not in micro_page(micro_table(frame_of([]), HOULSBY), HOULSBY)
 
 
 def test_interval_and_number_of_seeds() -> None:
