@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -119,6 +122,27 @@ def test_a_checkpoint_that_lacks_tensors_is_refused(short, tmp_path, monkeypatch
     monkeypatch.setattr(backbone, "MICRO_BACKBONES", copy.parent)
     with pytest.raises(ValueError, match=r"lacks 1 tensors of the backbone, .*query\.weight first"):
         run(short("experiment=houlsby2019/table1_full", "task=glue/sst2"))
+
+
+def test_two_data_parallel_processes_train_what_one_does(short, tmp_path):
+    """Over gloo on the CPU; of an odd batch, one process has four rows and the other three."""
+    overrides = [LORA, "task=glue/sst2", "trainer.batch_size=7", "trainer.max_steps=4", "device=cpu"]
+    alone = short(*overrides)
+    outcome = run(alone)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "benchmarks", "run"]
+    done = subprocess.run(
+        [sys.executable, *words, *overrides, "trainer.evaluate_every_steps=2", f"results_dir={tmp_path / 'two'}"],
+        capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = read_record(record_path(tmp_path / "two", outcome.experiment, outcome.run_id))
+    assert record["numerics"]["processes"] == 2
+    name = f"trained/{outcome.experiment}/{outcome.run_id}.safetensors"
+    one, two = load_file(tmp_path / name), load_file(tmp_path / "two" / name)
+    assert one.keys() == two.keys()
+    for key, tensor in one.items():
+        torch.testing.assert_close(two[key], tensor, rtol=1e-4, atol=1e-6)
+    assert [s["score"] for s in record["scores"]] == [s["score"] for s in record_of(alone, outcome)["scores"]]
 
 
 def test_controls_need_no_backbone(short):
