@@ -79,6 +79,7 @@ class Numerics(TypedDict):
     dtype: str
     threads: int
     pack: int  # runs trained together on the one backbone
+    processes: int  # data-parallel
     versions: dict[str, str]
 
 

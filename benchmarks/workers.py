@@ -7,6 +7,7 @@ its backbones and tokenized data from run to run.
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -104,6 +105,15 @@ def _start(workers: int) -> None:
 
     if workers > 1:
         torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed sweep leaves no workers behind. What they write is whole or absent (record.py)."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _one(cfg: RunConfig) -> Line:

@@ -118,6 +118,7 @@ def made_record(
             "dtype": "float32",
             "threads": 1,
             "pack": 1,
+            "processes": 1,
             "versions": {"torch": "2.13.0", "transformers": "5.23.0", "numpy": "2.4.6", "python": "3.11.2"},
         },
         "cost": {

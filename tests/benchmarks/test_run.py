@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -272,3 +274,30 @@ def test_bf16_trains_and_is_recorded(short):
     assert record["history"][0]["train_loss"] == pytest.approx(
         record_of(cfg, full)["history"][0]["train_loss"], rel=0.05
     )
+
+
+def test_a_killed_sweep_leaves_no_workers(tmp_path):
+    code = (
+        "from benchmarks.parents import compose_run; from benchmarks.workers import run_all\n"
+        f"quick = compose_run(['experiment=controls/majority', 'task=glue/sst2', 'results_dir={tmp_path}'])\n"
+        f"endless = compose_run(['{LORA}', 'task=glue/sst2', 'results_dir={tmp_path}', 'trainer.max_steps=100000'])\n"
+        "run_all([quick, endless], workers=1)"
+    )
+    sweep = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    try:
+        while not list(tmp_path.rglob("*.json")):  # the worker has done the first run
+            assert sweep.poll() is None
+            time.sleep(0.1)
+        listing = Path(f"/proc/{sweep.pid}/task/{sweep.pid}/children")
+        if not listing.exists():
+            pytest.skip("this system does not list a process's children in /proc")
+        children = [int(pid) for pid in listing.read_text().split()]
+        assert children
+    finally:
+        sweep.kill()
+        sweep.wait()
+    for _ in range(100):
+        if not any(Path(f"/proc/{pid}").exists() for pid in children):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"still there 10 s after the sweep was killed: {children}")
