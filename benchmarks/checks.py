@@ -19,6 +19,8 @@ def check_config(cfg: RunConfig) -> None:
             f"task {cfg.task.name}: metrics {cfg.task.metrics}, selection_metric {cfg.task.selection_metric!r}; "
             f"expected names among {', '.join(METRICS)}, the selection metric one of the task's; change conf/task/"
         )
+    if cfg.seed < 0:
+        raise ValueError(f"seed={cfg.seed}: expected 0 or more")
     if cfg.threads is not None and cfg.threads < 1:
         raise ValueError(f"threads={cfg.threads}: expected at least 1, or null for torch's choice")
 

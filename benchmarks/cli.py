@@ -1,6 +1,7 @@
 """The command `peft-bench` (also `python -m benchmarks`): one verb per stage."""
 
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -75,13 +76,19 @@ def _run(argv: Sequence[str]) -> int:
         return 0
     _check_slurm(argv)
     import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
-    from benchmarks.config import CONF_DIR, register
+    from benchmarks.config import CONF_DIR, explain, register
     from benchmarks.sweep import expand_globs
 
     register()
     sys.argv = ["peft-bench run", *expand_globs(argv)]
-    hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(task)()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # the exception itself, instead of an exit from within Hydra
+    try:
+        hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(explain(error)) from error
     return int(bool(_failures))
 
 
@@ -139,19 +146,12 @@ def task(cfg: Any) -> None:
 
 
 def _run_help() -> str:
-    from benchmarks.config import CONF_DIR
-
-    def names(group: str) -> str:
-        return ", ".join(
-            sorted(
-                p.relative_to(CONF_DIR / group).with_suffix("").as_posix() for p in (CONF_DIR / group).rglob("*.yaml")
-            )
-        )
+    from benchmarks.config import choices
 
     def wrapped(group: str) -> str:
         import textwrap
 
-        return textwrap.fill(names(group), 118, subsequent_indent=" " * 23)
+        return textwrap.fill(", ".join(choices(group)), 118, subsequent_indent=" " * 23)
 
     return RUN_HELP.format(
         experiments=wrapped("experiment"),

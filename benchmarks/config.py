@@ -6,6 +6,7 @@ methods and recipes live in YAML only.
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,31 @@ def typed(cfg: DictConfig) -> RunConfig:
     if dataclasses.is_dataclass(run.method):
         run.method = dataclasses.asdict(run.method)  # type: ignore[arg-type]
     return run
+
+
+def choices(group: str) -> list[str]:
+    """The names of a group of conf/: what may follow `<group>=`."""
+    folder = CONF_DIR / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def explain(error: Exception) -> str:
+    """Why a configuration could not be composed, as one sentence: Hydra's message with what exists instead."""
+    both = [str(reason).partition("Config search path:")[0] for reason in (error, error.__cause__) if reason]
+    text = " ".join(" ".join(both).split())
+    if missing := re.search(r"Could not find '(\w+)/([^']*)'", text):
+        group, name = missing.groups()
+        known = ", ".join(choices(group)) or f"no such group: {', '.join(sorted(p.name for p in CONF_DIR.iterdir()))}"
+        return f"{group}={name}: no file conf/{group}/{name}.yaml; expected one of {known}"
+    if wrong := re.search(r"Key '(\w+)' (?:not in '(\w+)'|is not in struct).* full_key: (\S+)", text):
+        key, schema, path = wrong.groups()
+        known_class = globals().get(schema or "")
+        names = [f.name for f in dataclasses.fields(known_class)] if dataclasses.is_dataclass(known_class) else []
+        expected = (
+            f"; expected one of {', '.join(names)}" if names else " (peft-bench run --cfg job shows those there are)"
+        )
+        return f"{path}: there is no key {key!r}" + expected
+    return re.sub(r" (full_key|reference_type|object_type)[:=] ?\S*", "", text)
 
 
 def is_control(cfg: RunConfig) -> bool:

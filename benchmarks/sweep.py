@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from benchmarks.config import CONF_DIR, RunConfig, register, typed
+from benchmarks.config import CONF_DIR, RunConfig, choices, explain, register, typed
 
 
 def expand(multirun: Sequence[str]) -> list[list[str]]:
@@ -34,8 +34,7 @@ def expand_globs(overrides: Sequence[str]) -> list[str]:
             continue
         override = OverridesParser.create().parse_override(word)
         group, value = override.key_or_group, override.value()
-        folder = CONF_DIR / group
-        names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+        names = choices(group)
         chosen: list[str] = value.filter(names) if isinstance(value, Glob) else []
         if not chosen:
             raise ValueError(f"{word} matches nothing (conf/{group} has: {', '.join(names) or 'no such group'})")
@@ -64,7 +63,7 @@ def compose_all(jobs: Sequence[Sequence[str]]) -> list[RunConfig]:
             try:
                 cfgs.append(typed(compose("config", list(job))))
             except (HydraException, OmegaConfBaseException) as error:
-                raise ValueError(f"{' '.join(job)}: {' '.join(str(error).split())}") from error
+                raise ValueError(f"{' '.join(job)}: {explain(error)}") from error
     return cfgs
 
 

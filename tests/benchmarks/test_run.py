@@ -301,3 +301,22 @@ def test_a_killed_sweep_leaves_no_workers(tmp_path):
             return
         time.sleep(0.1)
     pytest.fail(f"still there 10 s after the sweep was killed: {children}")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["experiment=lora/nope"], "no file conf/experiment/lora/nope.yaml; expected one of controls/bag_of_words, "),
+        (["trainer.lr=3"], "trainer.lr: there is no key 'lr'; expected one of learning_rate, "),
+        (["-m", "seed=0,1", "method=lora", "method.rnk=3"], "method.rnk: there is no key 'rnk'"),
+        (["seed=abc"], "Value 'abc' of type 'str' could not be converted to Integer"),
+        (["seed=-1"], "seed=-1: expected 0 or more"),
+    ],
+)
+def test_the_command_refuses_a_configuration_in_one_sentence(words, sentence, tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "run", *words, f"results_dir={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
