@@ -173,5 +173,5 @@ def test_two_runs_for_one_seed_are_named_with_what_differs() -> None:
 def test_seeds_that_differ_in_setting_or_data_are_named() -> None:
     (cause,) = causes(made_record(LORA, "rte", 0, 0.8), made_record(LORA, "rte", 1, 0.8, method={"rank": 2}))
     assert "its seeds differ in rank (nan, 2)" in cause
-    (cause,) = causes(sized(8, 0, 0.8, 0.8), sized(64, 1, 0.8, 0.8, source="micro-2"))
+    (cause,) = causes(sized(8, 0, 0.8, 0.8, source="micro-1"), sized(64, 1, 0.8, 0.8, source="micro-2"))
     assert "data_source (micro-1, micro-2)" in cause
