@@ -1,5 +1,7 @@
 """Everything about a configuration that can be refused before data, weights or time are spent on it."""
 
+import math
+
 from benchmarks.config import RunConfig, TrainerConfig
 from benchmarks.metrics import METRICS
 
@@ -19,8 +21,17 @@ def check_config(cfg: RunConfig) -> None:
             f"task {cfg.task.name}: metrics {cfg.task.metrics}, selection_metric {cfg.task.selection_metric!r}; "
             f"expected names among {', '.join(METRICS)}, the selection metric one of the task's; change conf/task/"
         )
-    if cfg.seed < 0:
-        raise ValueError(f"seed={cfg.seed}: expected 0 or more")
+    if not 0 <= cfg.seed < 2**32:
+        raise ValueError(f"seed={cfg.seed}: expected 0 to {2**32 - 1}")
+    if cfg.device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device={cfg.device!r}: expected auto, cpu or cuda")
+    if not cfg.results_dir:
+        raise ValueError("results_dir is empty: name a folder, or leave it out for results/")
+    if cfg.task.num_labels < 1 or not cfg.task.validation_splits:
+        raise ValueError(
+            f"task {cfg.task.name}: num_labels={cfg.task.num_labels}, validation_splits={cfg.task.validation_splits}; "
+            "expected at least one of each; change conf/task/"
+        )
     if cfg.threads is not None and cfg.threads < 1:
         raise ValueError(f"threads={cfg.threads}: expected at least 1, or null for torch's choice")
 
@@ -31,8 +42,13 @@ def _check_trainer(trainer: TrainerConfig) -> None:
         if value is not None and value < 1:
             raise ValueError(f"trainer.{name}={value}: expected at least 1")
     for name in ("learning_rate", "max_grad_norm", "eps"):
-        if not getattr(trainer, name) > 0:
-            raise ValueError(f"trainer.{name}={getattr(trainer, name)}: expected a number above 0")
+        if not 0 < getattr(trainer, name) < math.inf:
+            raise ValueError(f"trainer.{name}={getattr(trainer, name)}: expected a finite number above 0")
+    for name, highest in (("beta1", 1.0), ("beta2", 1.0), ("warmup_ratio", 1.0), ("weight_decay", math.inf)):
+        if not 0 <= getattr(trainer, name) < highest:
+            raise ValueError(f"trainer.{name}={getattr(trainer, name)}: expected 0 or more, below {highest:g}")
+    if trainer.warmup_steps is not None and trainer.warmup_steps < 0:
+        raise ValueError(f"trainer.warmup_steps={trainer.warmup_steps}: expected 0 or more, or null")
     if trainer.evaluate_every_steps is not None and trainer.evaluate_every_steps < 1:
         raise ValueError(f"trainer.evaluate_every_steps={trainer.evaluate_every_steps}: expected at least 1, or null")
     for name, known in (

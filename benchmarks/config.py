@@ -183,12 +183,26 @@ def register() -> None:
 
 def typed(cfg: DictConfig) -> RunConfig:
     """The composed configuration as a RunConfig; `method` stays a plain dictionary with its `_target_`."""
+    if added := _not_in_schema(cfg, ""):
+        raise ValueError(f"{', '.join(added)}: no such key, and a + before it does not make it one; leave it out")
     run = OmegaConf.to_object(cfg)
     if not isinstance(run, RunConfig):
         raise TypeError(f"expected a configuration composed from conf/config.yaml, got {type(run).__name__}")
     if dataclasses.is_dataclass(run.method):
         run.method = dataclasses.asdict(run.method)  # type: ignore[arg-type]
     return run
+
+
+def _not_in_schema(cfg: DictConfig, prefix: str) -> list[str]:
+    """Keys that `+key=` has added: OmegaConf would drop them without a word."""
+    schema = OmegaConf.get_type(cfg)
+    keys = [str(key) for key in cfg]
+    known = [f.name for f in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else keys
+    wrong = [f"{prefix}{key}" for key in keys if key not in known]
+    for key in keys:
+        if not OmegaConf.is_missing(cfg, key) and isinstance(part := cfg[key], DictConfig):
+            wrong += _not_in_schema(part, f"{prefix}{key}.")
+    return wrong
 
 
 def choices(group: str) -> list[str]:

@@ -5,6 +5,7 @@ config -> data -> parent -> identity -> backbone -> attach -> train -> evaluate 
 
 import dataclasses
 import logging
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,13 +90,27 @@ def _prepare(cfg: RunConfig, show_progress: bool) -> Prepared:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     data = load_task(cfg.task, cfg.scale, cfg.data_dir)
-    parent, parent_ids = None, []
-    if cfg.init_from is not None:
-        parent_id = parents.parent_of(cfg, lambda p: _parent_score(cfg, p, show_progress))
-        parent = parents.trained_path(parents.parent_configs(cfg)[0], parent_id)
-        parent_ids = [parent_id]
-    made = identity(cfg, data.sha256, parent_ids)
-    return Prepared(cfg, data, parent, made, run_id(made))
+    _check_writable(Path(cfg.results_dir))
+    if cfg.init_from is None:
+        made = identity(cfg, data.sha256, [])
+        return Prepared(cfg, data, None, made, run_id(made))
+    parent_id = parents.parent_of(cfg, lambda p: _parent_score(cfg, p, show_progress, again=False))
+    made = identity(cfg, data.sha256, [parent_id])
+    parent = parents.trained_path(parents.parent_configs(cfg)[0], parent_id)
+    prepared = Prepared(cfg, data, parent, made, run_id(made))
+    if not parent.exists() and (cfg.force or _found(prepared) is None):  # records travel, trained tensors may not
+        parents.parent_of(cfg, lambda p: _parent_score(cfg, p, show_progress, again=True))
+    return prepared
+
+
+def _check_writable(folder: Path) -> None:
+    """Now rather than after the training. Raises ValueError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"results_dir={folder}: cannot write there ({error.strerror}); name another folder") from error
 
 
 def _make(todo: list[Prepared], show_progress: bool) -> list[Outcome]:
@@ -272,12 +287,15 @@ def _found(p: Prepared) -> Outcome | None:
     return _outcome(p, "found", "its record exists; force=true repeats it", _selected_score(record), 0.0)
 
 
-def _parent_score(child: RunConfig, cfg: RunConfig, show_progress: bool) -> tuple[str, float]:
-    """A parent's run id and validation score: found, or trained first, or refused with the command that makes it."""
+def _parent_score(child: RunConfig, cfg: RunConfig, show_progress: bool, again: bool) -> tuple[str, float]:
+    """A parent's run id and validation score: found, or trained first, or refused with the command that makes it.
+
+    Its record is enough; with `again`, its trained tensors must be there, too.
+    """
     assert child.init_from is not None
     p = _prepare(cfg, show_progress)
     found = _found(p)
-    there = found is not None and parents.trained_path(cfg, p.run_id).exists()
+    there = found is not None and (not again or parents.trained_path(cfg, p.run_id).exists())
     if not there:
         if child.init_from.if_missing == "error":
             raise ValueError(f"init_from: no trained parent; make it with: {parents.command(child, child.init_from)}")

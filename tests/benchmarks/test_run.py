@@ -190,6 +190,15 @@ def test_the_mnli_start_trains_its_parent_first_and_carries_the_method_over(shor
             assert not torch.equal(tensor, parent[name])  # head_dense: false
     assert started["tensors"]["head.out_proj.weight"].shape[0] == 2
     assert parent["head.out_proj.weight"].shape[0] == 3
+    # A checkout has the records without the trained tensors: what is done stays done, the parent is not made again.
+    record_of_parent = record_path(cfg.results_dir, "lora/table2_roberta_base_lora", started["parent"].stem)
+    before = record_of_parent.stat().st_mtime_ns
+    started["parent"].unlink()
+    assert run(cfg).status == "found"
+    assert not started["parent"].exists()
+    assert record_of_parent.stat().st_mtime_ns == before
+    assert run(dataclasses.replace(cfg, force=True)).status == "done"  # this needs them
+    assert started["parent"].exists()
     # The parent belongs to the identity: another parent seed, another child.
     other = run(dataclasses.replace(cfg, init_from=dataclasses.replace(cfg.init_from, parent="best", seeds=[1])))
     assert other.run_id != outcome.run_id
@@ -206,8 +215,14 @@ def test_a_missing_parent_is_refused_with_its_command(short):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["trainer.learning_rate=0"], "trainer.learning_rate=0.0: expected a number above 0"),
+        (["trainer.learning_rate=0"], "trainer.learning_rate=0.0: expected a finite number above 0"),
         (["trainer.optimizer=sgd"], "expected one of adamw, bert_adam"),
+        (["+trainer.lr=3", "+method.rnk=1"], "method.rnk, trainer.lr: no such key"),
+        (["trainer.beta1=1.5"], "trainer.beta1=1.5: expected 0 or more, below 1"),
+        (["trainer.weight_decay=-1"], "trainer.weight_decay=-1.0: expected 0 or more"),
+        (["trainer.learning_rate=inf"], "expected a finite number above 0"),
+        (["task.validation_splits=[]"], "expected at least one of each"),
+        (["results_dir=/proc/nope"], "results_dir=/proc/nope: cannot write there"),
         (["trainer.regression_bias=mean"], "expected one of zero, label_mean"),
         (["trainer.max_length=600"], "max_length=600"),
         (["method=lora", "method.targets=[qwery]"], "match no projection of roberta: unknown ..qwery"),
@@ -310,7 +325,7 @@ def test_a_killed_sweep_leaves_no_workers(tmp_path):
         (["trainer.lr=3"], "trainer.lr: there is no key 'lr'; expected one of learning_rate, "),
         (["-m", "seed=0,1", "method=lora", "method.rnk=3"], "method.rnk: there is no key 'rnk'"),
         (["seed=abc"], "Value 'abc' of type 'str' could not be converted to Integer"),
-        (["seed=-1"], "seed=-1: expected 0 or more"),
+        (["seed=-1"], "seed=-1: expected 0 to 4294967295"),
     ],
 )
 def test_the_command_refuses_a_configuration_in_one_sentence(words, sentence, tmp_path):
