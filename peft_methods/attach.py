@@ -268,7 +268,7 @@ def attach(
         in_place = method.trained_in_place(sites) if hasattr(method, "trained_in_place") else []
         if in_place and k_runs > 1:
             raise ValueError(
-                f"{type(method).__name__} trains the backbone in place: it cannot share a pack, use pack=1"
+                f"{type(method).__name__} trains the backbone in place: it cannot share a pack, attach it alone"
             )
         meta = device.type == "meta"
         with torch.random.fork_rng(enabled=not meta), torch.device("meta" if meta else "cpu"):

@@ -2,8 +2,10 @@
 
 import pytest
 
+from benchmarks.config import CONF_DIR
 from benchmarks.record import Record
 from benchmarks.report.bench import made_record
+from benchmarks.report.micro import MICRO_TABLES
 from benchmarks.report.rows import frame_of
 from benchmarks.report.tuning import chosen_rates
 
@@ -31,3 +33,11 @@ def test_a_rate_with_a_hole_cannot_win(hole: list[Record]):
 def test_an_empty_folder_is_named():
     with pytest.raises(ValueError, match="no records: expected those of `peft-bench sweep micro_tuning"):
         chosen_rates(frame_of([]))
+
+
+def test_every_trained_row_of_a_micro_table_has_its_tuned_file_and_every_file_its_row():
+    """Hydra skips a misnamed optional file without a word, and the trainer's default rate would take its place."""
+    rows = {row.experiment for table in MICRO_TABLES for row in table.rows}
+    trained = rows - {"controls/majority", "controls/bag_of_words"}
+    folder = CONF_DIR / "tuned" / "micro"
+    assert {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")} == trained

@@ -79,7 +79,7 @@ def test_a_refused_method_leaves_nothing_half_attached(cause, backbone):
 
 def test_full_cannot_share_a_pack(backbone):
     before = state(backbone)
-    with pytest.raises(ValueError, match="Full trains the backbone in place: it cannot share a pack, use pack=1"):
+    with pytest.raises(ValueError, match="Full trains the backbone in place: it cannot share a pack, attach it alone"):
         attach(backbone, [GOOD, Full()])
     assert state(backbone) == before
 
