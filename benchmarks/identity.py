@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.backbone import shipped_digest, stand_in
-from benchmarks.config import RunConfig
+from benchmarks.config import RunConfig, is_control
 
 LOOP_VERSION = 1
 METHOD_VERSIONS = {
@@ -45,7 +45,7 @@ def scientific_config(cfg: RunConfig) -> dict[str, Any]:
     for group, defaults in _ADDED_LATER.items():
         part[group] = {k: v for k, v in part[group].items() if k not in defaults or v != defaults[k]}
     part["scale"] = cfg.scale.name
-    folder = None if cfg.method["_target_"].startswith("benchmarks.controls") else stand_in(cfg.backbone, cfg.scale)
+    folder = None if is_control(cfg) else stand_in(cfg.backbone, cfg.scale)
     part["stand_in"] = None if folder is None else f"{folder.name}@{shipped_digest(folder)[:16]}"
     part["head_dense"] = cfg.init_from.head_dense if cfg.init_from else None
     return part

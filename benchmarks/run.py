@@ -96,7 +96,7 @@ def _prepare(cfg: RunConfig, show_progress: bool) -> Prepared:
         return Prepared(cfg, data, None, made, run_id(made))
     parent_id = parents.parent_of(cfg, lambda p: _parent_score(cfg, p, show_progress, again=False))
     made = identity(cfg, data.sha256, [parent_id])
-    parent = parents.trained_path(parents.parent_configs(cfg)[0], parent_id)
+    parent = parents.trained_path(dataclasses.replace(cfg, experiment=cfg.init_from.experiment), parent_id)
     prepared = Prepared(cfg, data, parent, made, run_id(made))
     if not parent.exists() and (cfg.force or _found(prepared) is None):  # records travel, trained tensors may not
         parents.parent_of(cfg, lambda p: _parent_score(cfg, p, show_progress, again=True))
