@@ -32,8 +32,8 @@ class RunOutput:
 
 
 def assemble(
-    cfg: RunConfig, identity: dict[str, Any], run_id: str, data: TaskData, backbone: dict[str, Any],
-    numerics: dict[str, Any], output: RunOutput,
+    cfg: RunConfig, identity: dict[str, Any], run_id: str, departures: dict[str, list[Any]], data: TaskData,
+    backbone: dict[str, Any], numerics: dict[str, Any], output: RunOutput,
 ) -> Record:  # fmt: skip
     """The record of a finished run."""
     entries = []
@@ -53,7 +53,7 @@ def assemble(
     selection = cfg.task.validation_splits[0]
     flags = ["one_class_predictions"] if is_constant(output.predictions[cfg.trainer.selection][selection]) else []
     flags += ["parameters_did_not_move"] if output.unmoved else []
-    record = _common(cfg, identity, run_id) | {
+    record = _common(cfg, identity, run_id, departures) | {
         "status": "done",
         "cause": None,
         "backbone": backbone,
@@ -74,13 +74,14 @@ def assemble(
 
 
 def assemble_failure(
-    cfg: RunConfig, identity: dict[str, Any], run_id: str, kind: str, message: str, history: Sequence[Any]
-) -> Record:
+    cfg: RunConfig, identity: dict[str, Any], run_id: str, departures: dict[str, list[Any]],
+    kind: str, message: str, history: Sequence[Any],
+) -> Record:  # fmt: skip
     """The record of a run that failed: its cause, its history so far, no scores."""
     flags = ["nan_loss"] if kind == "diverged" else []
     cause = {"kind": kind, "message": message}
     failed = {"status": "failed", "cause": cause, "history": list(history), "flags": flags, "scores": []}
-    return cast(Record, _common(cfg, identity, run_id) | failed)
+    return cast(Record, _common(cfg, identity, run_id, departures) | failed)
 
 
 def prediction_columns(cfg: RunConfig, output: RunOutput, data: TaskData) -> Mapping[str, Any]:
@@ -89,7 +90,7 @@ def prediction_columns(cfg: RunConfig, output: RunOutput, data: TaskData) -> Map
     return {split: {"prediction": p, "label": data.labels[split]} for split, p in chosen.items()}
 
 
-def _common(cfg: RunConfig, identity: dict[str, Any], run_id: str) -> dict[str, Any]:
+def _common(cfg: RunConfig, identity: dict[str, Any], run_id: str, departures: dict[str, list[Any]]) -> dict[str, Any]:
     places = ("data_dir", "backbone_dir", "results_dir", "force")
     commit, dirty = _git()
     return {
@@ -102,6 +103,7 @@ def _common(cfg: RunConfig, identity: dict[str, Any], run_id: str) -> dict[str, 
         "seed": cfg.seed,
         "identity": {key: value for key, value in identity.items() if key != "config"},
         "parents": identity["parents"],
+        "departures": departures,
         "config": {key: value for key, value in dataclasses.asdict(cfg).items() if key not in places},
         "provenance": {
             "git_commit": commit,

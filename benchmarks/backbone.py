@@ -1,14 +1,13 @@
 """From a backbone's description to a frozen model and its tokenizer, loaded once per process.
 
-Published checkpoints come from the hub or from `backbone_dir`; at scale=micro a shipped backbone of the same
-model_type stands in. Weights are read from safetensors, remote code is never run.
+Published checkpoints come from the hub (its cache, if they are there) or from `backbone_dir`; at scale=micro a shipped
+backbone of the same model_type stands in. Weights are read from safetensors, remote code is never run.
 """
 
 import contextlib
 import dataclasses
 import functools
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,14 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file
 
 from benchmarks.config import BackboneConfig, ScaleConfig
 
 MICRO_BACKBONES = Path(__file__).resolve().parent / "micro" / "backbones"
+_FILES = ["model*.safetensors*", "*.json", "*.txt", "*.model"]  # of a checkpoint on the hub: weights, shapes, tokenizer
 
 
 class BackboneError(ValueError):
@@ -32,7 +33,8 @@ class BackboneError(ValueError):
 class Backbone:
     """A loaded checkpoint. name: what was loaded; stands_for: the published one it stands in for (or the same).
 
-    published: the weights are those of the paper's checkpoint. sha256: of the weight file, "random" without one.
+    published: the weights are those of the paper's checkpoint: they came from its place on the hub, or are the bytes
+    that conf/backbone/ pins. sha256: of the weight file, "random" without one.
     """
 
     model: PreTrainedModel
@@ -59,20 +61,35 @@ def load_backbone(
     backbone: BackboneConfig, scale: ScaleConfig, backbone_dir: str | None, device: torch.device, seed: int
 ) -> Backbone:
     """The frozen model in eval mode on `device`, with its tokenizer. `seed` draws the weights of pretrained=false."""
-    folder = stand_in(backbone, scale)
-    published = folder is None
-    source = str(folder) if folder else _published_source(backbone, backbone_dir)
-    fields = (backbone.model_type, backbone.revision, backbone.pooler, backbone.pretrained, backbone.dtype)
-    model, tokenizer, sha256 = _load(source, *fields, str(device), None if backbone.pretrained else seed)
-    if not published and model.config.model_type != backbone.model_type:
-        raise BackboneError(f"{source} is a {model.config.model_type}, expected {backbone.model_type}")
-    name = folder.name if folder else backbone.name
-    return Backbone(model, tokenizer, name, backbone.name, published and backbone.pretrained, sha256)
+    stands_in = stand_in(backbone, scale)
+    folder = stands_in or _published_folder(backbone.name, backbone.hub_id, backbone.revision, backbone_dir)
+    fields = (backbone.model_type, backbone.pooler, backbone.pretrained, backbone.dtype)
+    model, tokenizer = _load(str(folder), *fields, str(device), None if backbone.pretrained else seed)
+    sha256 = weights_digest(folder) if backbone.pretrained else "random"
+    if stands_in:
+        return Backbone(model, tokenizer, stands_in.name, backbone.name, False, sha256)
+    published = backbone_dir is None or sha256 == backbone.weights_sha256
+    return Backbone(model, tokenizer, backbone.name, backbone.name, published and backbone.pretrained, sha256)
 
 
+def weights_of(backbone: BackboneConfig, scale: ScaleConfig, backbone_dir: str | None) -> str | None:
+    """SHA-256 of the published weights a run starts from, for its identity; fetches them where they are not there yet.
+
+    None where a shipped backbone stands in (it has an identity of its own), "random" for pretrained=false.
+    """
+    if stand_in(backbone, scale):
+        return None
+    if not backbone.pretrained:
+        return "random"
+    return weights_digest(_published_folder(backbone.name, backbone.hub_id, backbone.revision, backbone_dir))
+
+
+@functools.lru_cache(maxsize=8)  # gigabytes, read once per process
 def weights_digest(folder: Path) -> str:
     """SHA-256 of the folder's safetensors files, in order of name."""
-    return _digest(sorted(folder.glob("*.safetensors")))
+    if not (files := sorted(folder.glob("*.safetensors"))):
+        raise BackboneError(f"{folder} holds no *.safetensors; other weight formats are not read (convert them once)")
+    return _digest(files)
 
 
 def shipped_digest(folder: Path) -> str:
@@ -89,50 +106,49 @@ def _digest(files: list[Path]) -> str:
     return digest.hexdigest() if files else ""
 
 
-def _published_source(backbone: BackboneConfig, backbone_dir: str | None) -> str:
+@functools.lru_cache(maxsize=8)
+def _published_folder(name: str, hub_id: str, revision: str, backbone_dir: str | None) -> Path:
+    """Where a checkpoint lies on this machine; downloaded, if it is neither in backbone_dir nor in the hub's cache."""
     if backbone_dir is None:
-        return backbone.hub_id
+        try:
+            return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_FILES))
+        except (OSError, ValueError) as error:  # the hub's errors are OSErrors, those about names ValueErrors
+            raise BackboneError(
+                f"cannot load the backbone {hub_id!r} from the hub (offline? set backbone_dir=... to a local copy): "
+                f"{str(error).splitlines()[0]}"
+            ) from error
     root = Path(backbone_dir).expanduser()
-    for folder in (root, root / backbone.hub_id):
+    for folder in (root, root / hub_id):
         if (folder / "config.json").is_file():
-            return str(folder)
+            return folder
     raise BackboneError(
-        f"backbone_dir={backbone_dir} holds no checkpoint of {backbone.name}: expected config.json there or in "
-        f"{backbone.hub_id}/ below it; change backbone_dir, or leave it out to load from the hub"
+        f"backbone_dir={backbone_dir} holds no checkpoint of {name}: expected config.json there or in "
+        f"{hub_id}/ below it; change backbone_dir, or leave it out to load from the hub"
     )
 
 
 @functools.lru_cache(maxsize=4)
 def _load(
-    source: str,
-    model_type: str,
-    revision: str,
-    pooler: bool,
-    pretrained: bool,
-    dtype: str,
-    device: str,
-    seed: int | None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    folder: str, model_type: str, pooler: bool, pretrained: bool, dtype: str, device: str, seed: int | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     kwargs: dict[str, Any] = {
         "attn_implementation": "sdpa",
         "dtype": getattr(torch, dtype),
         "add_pooling_layer": pooler,
     }
-    local = os.path.isdir(source)
-    hub: dict[str, Any] = {} if local else {"revision": revision}
     try:
-        config = AutoConfig.from_pretrained(source, **hub)
+        config = AutoConfig.from_pretrained(folder)
         if config.model_type != model_type:
-            raise BackboneError(f"{source} is a {config.model_type!r}, expected {model_type!r}; change backbone=...")
-        tokenizer = AutoTokenizer.from_pretrained(source, **hub)
+            raise BackboneError(f"{folder} is a {config.model_type!r}, expected {model_type!r}; change backbone=...")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
         if pretrained:
             with _quiet():
                 model, found = AutoModel.from_pretrained(
-                    source, use_safetensors=True, output_loading_info=True, **kwargs, **hub
+                    folder, use_safetensors=True, output_loading_info=True, **kwargs
                 )
             if found["missing_keys"]:
                 raise BackboneError(
-                    f"the checkpoint {source!r} lacks {len(found['missing_keys'])} tensors of the backbone, "
+                    f"the checkpoint {folder!r} lacks {len(found['missing_keys'])} tensors of the backbone, "
                     f"{sorted(found['missing_keys'])[0]} first; expected all of them (backbone.pooler says whether the "
                     "pooler is one)"
                 )
@@ -140,16 +156,9 @@ def _load(
             with torch.random.fork_rng():
                 torch.manual_seed(seed or 0)
                 model = AutoModel.from_config(config, **kwargs)
-    except OSError as error:
-        where = "that folder" if local else "the hub (offline? set backbone_dir=... to a local copy)"
-        raise BackboneError(
-            f"cannot load the backbone {source!r} from {where}: {str(error).splitlines()[0]}"
-        ) from error
-    model = model.to(device).eval().requires_grad_(False)
-    # By content, so that the hub's copy and a local folder of the same weights are one backbone.
-    folder = Path(source) if local else Path(cached_file(source, "config.json", **hub)).parent
-    sha256 = weights_digest(folder) if pretrained else "random"
-    return model, tokenizer, sha256
+    except (OSError, SafetensorError) as error:
+        raise BackboneError(f"cannot load a backbone from {folder}: {str(error).splitlines()[0]}") from error
+    return model.to(device).eval().requires_grad_(False), tokenizer
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import math
 
 from benchmarks.config import RunConfig, TrainerConfig
+from benchmarks.devices import DEVICES, DTYPES, PRECISIONS
 from benchmarks.metrics import METRICS
 
 
@@ -15,6 +16,9 @@ def check_config(cfg: RunConfig) -> None:
             f"{cfg.task.dataset}/{cfg.task.name}.yaml, or `recipe:` in the experiment file"
         )
     _check_trainer(cfg.trainer)
+    for key, value in cfg.method.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"method.{key}={value}: expected a finite number")
     unknown = [metric for metric in cfg.task.metrics if metric not in METRICS]
     if unknown or cfg.task.selection_metric not in cfg.task.metrics:
         raise ValueError(
@@ -23,8 +27,9 @@ def check_config(cfg: RunConfig) -> None:
         )
     if not 0 <= cfg.seed < 2**32:
         raise ValueError(f"seed={cfg.seed}: expected 0 to {2**32 - 1}")
-    if cfg.device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device={cfg.device!r}: expected auto, cpu or cuda")
+    for key, value, known in (("device", cfg.device, DEVICES), ("backbone.dtype", cfg.backbone.dtype, DTYPES)):
+        if value not in known:
+            raise ValueError(f"{key}={value!r}: expected one of {', '.join(known)}")
     if not cfg.results_dir:
         raise ValueError("results_dir is empty: name a folder, or leave it out for results/")
     if cfg.task.num_labels < 1 or not cfg.task.validation_splits:
@@ -54,7 +59,7 @@ def _check_trainer(trainer: TrainerConfig) -> None:
     for name, known in (
         ("optimizer", ("adamw", "bert_adam")),
         ("schedule", ("linear", "constant")),
-        ("precision", ("fp32", "bf16")),
+        ("precision", PRECISIONS),
         ("regression_bias", ("zero", "label_mean")),
         ("selection", ("best", "last")),
     ):

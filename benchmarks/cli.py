@@ -62,6 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return VERBS[verb](rest) or 0
+    except _configuration_errors() as error:  # first: some are ValueErrors or OSErrors, too
+        from benchmarks.config import explain
+
+        print(f"peft-bench {verb}: {explain(error)}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `| head` has seen enough; what was to be written to files is written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         print(f"peft-bench {verb}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -70,25 +78,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _configuration_errors() -> tuple[type[Exception], ...]:
+    """What reading YAML files and overrides can raise; evaluated only when something was raised."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    return HydraException, OmegaConfBaseException, YAMLError
+
+
 def _run(argv: Sequence[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(_run_help())
         return 0
     _check_slurm(argv)
     import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
-    from benchmarks.config import CONF_DIR, explain, register
+    from benchmarks.config import CONF_DIR, register
     from benchmarks.sweep import expand_globs
 
     register()
     sys.argv = ["peft-bench run", *expand_globs(argv)]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # the exception itself, instead of an exit from within Hydra
-    try:
-        hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(task)()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(explain(error)) from error
+    hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(task)()
     return int(bool(_failures))
 
 

@@ -22,7 +22,8 @@ class BackboneConfig:
     """A published checkpoint. `architecture` holds its published shape: counts and rehearsals need no download.
 
     hub_id, revision: on the Hugging Face hub, or the subfolder of `backbone_dir`. pooler: build the pooler layer.
-    pretrained: false starts from random weights (a control). dtype: of the frozen weights.
+    pretrained: false starts from random weights (a control). dtype: of the frozen weights. weights_sha256: of the
+    published safetensors (null: not known here); a local copy counts as published only if it has it.
     """
 
     name: str = MISSING
@@ -32,6 +33,7 @@ class BackboneConfig:
     pooler: bool = MISSING
     pretrained: bool = True
     dtype: str = "float32"
+    weights_sha256: str | None = None
     architecture: dict[str, Any] = MISSING
 
 
@@ -227,6 +229,8 @@ def explain(error: Exception) -> str:
             f"; expected one of {', '.join(names)}" if names else " (peft-bench run --cfg job shows those there are)"
         )
         return f"{path}: there is no key {key!r}" + expected
+    if grammar := re.search(r"(.*?) See https://hydra.cc", text):
+        return f"{grammar[1]}; expected key=value, in quotes where a shell would read its brackets or commas"
     return re.sub(r" (full_key|reference_type|object_type)[:=] ?\S*", "", text)
 
 

@@ -12,6 +12,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("fp32", "bf16")
+DTYPES = ("float32", "bfloat16", "float64")  # of the frozen weights
 _VERSIONED = ("torch", "transformers", "accelerate", "tokenizers", "numpy")
 
 
@@ -20,12 +23,12 @@ def make_accelerator(device: str, precision: str, pack: int) -> Accelerator:
 
     Raises ValueError where the device is not there or a name is unknown, before anything is loaded.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device={device!r}: expected auto, cpu or cuda")
+    if device not in DEVICES:
+        raise ValueError(f"device={device!r}: expected one of {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch sees no GPU; use device=auto or device=cpu")
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f"trainer.precision={precision!r}: expected fp32 or bf16")
+    if precision not in PRECISIONS:
+        raise ValueError(f"trainer.precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
     # One process runs many runs: accelerate's singleton may hold the precision of the run before.
     AcceleratorState._reset_state(reset_partial_state=False)
     if torch.cuda.is_available() and device != "cpu":
@@ -37,13 +40,14 @@ def make_accelerator(device: str, precision: str, pack: int) -> Accelerator:
     )
 
 
-def numerics(accelerator: Accelerator, precision: str, pack: int) -> dict[str, Any]:
-    """Device, dtype, threads, pack and library versions, as the record keeps them."""
+def numerics(accelerator: Accelerator, weights: str, precision: str, pack: int) -> dict[str, Any]:
+    """Device, dtype, threads, pack and library versions, as the record keeps them; `weights`: the backbone's dtype."""
     device = accelerator.device
+    autocast = "bfloat16 autocast" + ("" if weights == "float32" else f" over {weights}")
     return {
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
-        "dtype": "float32" if precision == "fp32" else "bfloat16 autocast",
+        "dtype": weights if precision == "fp32" else autocast,
         "threads": torch.get_num_threads(),
         "pack": pack,
         "processes": accelerator.num_processes,

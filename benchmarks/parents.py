@@ -2,11 +2,14 @@
 
 import copy
 import dataclasses
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from safetensors import SafetensorError, safe_open
 
 from benchmarks.config import CONF_DIR, InitFromConfig, RunConfig, register, typed
 from peft_methods.attach import Attached
@@ -44,19 +47,21 @@ def parent_configs(cfg: RunConfig) -> list[RunConfig]:
 
 
 def command(cfg: RunConfig, init: InitFromConfig) -> str:
-    """The exact command that trains the missing parent or parents."""
+    """The exact command that trains the missing parent or parents, quoted for a shell."""
     seeds = str(cfg.seed) if init.parent == "same_seed" else ",".join(map(str, init.seeds))
-    multirun = "-m " if "," in seeds else ""
-    places = [
-        f"{n}={getattr(cfg, n)}" for n in ("data_dir", "backbone_dir", "results_dir") if getattr(cfg, n) is not None
-    ]
-    words = [
-        f"experiment={init.experiment}",
-        f"task={init.task}",
-        f"scale={cfg.scale.name}",
-        f"settings={cfg.settings}",
-    ]
-    return " ".join([f"peft-bench run {multirun}{' '.join(words)} seed={seeds}", *places, *init.overrides])
+    places = {n: getattr(cfg, n) for n in ("data_dir", "backbone_dir", "results_dir")}
+    words = ["peft-bench", "run", *(["-m"] if "," in seeds else [])]
+    words += [f"experiment={init.experiment}", f"task={init.task}", f"scale={cfg.scale.name}"]
+    words += [f"settings={cfg.settings}", f"seed={seeds}"]
+    words += [f"{n}={_hydra_value(value)}" for n, value in places.items() if value is not None]
+    return shlex.join([*words, *init.overrides])
+
+
+def _hydra_value(path: str) -> str:
+    """A path as Hydra's command line reads it: in quotes if it has characters with a meaning there."""
+    if re.fullmatch(r"[\w./~:@%?|+-]+", path):
+        return path
+    return "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def pick_parent(scores: dict[str, float]) -> str:
@@ -74,6 +79,15 @@ def start_from(attached: Attached, k: int, parent: Path, head_dense: bool) -> No
 def trained_path(cfg: RunConfig, run_id: str) -> Path:
     """Where a run's selected checkpoint lies: what its children start from."""
     return Path(cfg.results_dir) / "trained" / cfg.experiment / f"{run_id}.safetensors"
+
+
+def is_whole(trained: Path) -> bool:
+    """Whether the trained tensors are there in full: records travel, tensors may not, and a copy may be cut short."""
+    try:
+        with safe_open(trained, framework="pt"):  # compares the header with the length of the file
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def parent_of(cfg: RunConfig, score_of: Callable[[RunConfig], tuple[str, float]]) -> str:

@@ -115,6 +115,7 @@ class Record(TypedDict):
     cause: Cause | None
     identity: dict[str, Any]
     parents: list[str]  # run_ids this run started from
+    departures: dict[str, list[Any]]  # key -> [given, expected]: where config is not the experiment's own
     config: dict[str, Any]
     backbone: Backbone
     data: Data
@@ -130,7 +131,7 @@ class Record(TypedDict):
 
 # A failed run may have failed before it knew its data, parameters or cost: only these are asked of it.
 _OF_FAILED = {"schema", "run_id", "experiment", "scale", "settings", "task", "seed", "status", "cause"}
-_OBJECTS_OF_DONE = ("config", "backbone", "data", "selection", "params", "numerics", "cost", "provenance")
+_OBJECTS_OF_DONE = ("departures", "config", "backbone", "data", "selection", "params", "numerics", "cost", "provenance")
 
 
 class RecordError(ValueError):

@@ -28,7 +28,7 @@ import yaml
 from benchmarks.config import CONF_DIR, RunConfig, is_control
 from benchmarks.offline import OFFLINE, no_network
 from benchmarks.record import predictions_path, read_record, record_path
-from benchmarks.sweep import compose_all, expand
+from benchmarks.sweep import compose_job, expand
 
 STEPS = 2
 
@@ -83,7 +83,7 @@ def compose_act(act: Act, folder: Path) -> list[RunConfig]:
     scale = "small" if act.experiment.startswith("small/") else "paper"
     short = [f"trainer.max_steps={STEPS}"]
     places = [f"data_dir={folder / 'data'}", f"results_dir={folder / 'results'}"]
-    cfgs = compose_all([[*job, f"scale={scale}", *short, *places] for job in act.jobs])
+    cfgs = [compose_job([*job, f"scale={scale}", *short, *places]) for job in act.jobs]
     for cfg in cfgs:
         cfg.backbone_dir = str(folder / "backbones" / f"layers_{_layers(cfg)}")
         if cfg.init_from is not None:

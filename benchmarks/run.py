@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from benchmarks import devices, parents
 from benchmarks.assemble import RunOutput, assemble, assemble_failure, prediction_columns
-from benchmarks.backbone import Backbone, describe, load_backbone
+from benchmarks.backbone import Backbone, describe, load_backbone, weights_of
 from benchmarks.checkpoint import load_checkpoint
 from benchmarks.checks import check_config, check_length, check_pack
 from benchmarks.config import RunConfig, is_control
+from benchmarks.departures import departures
 from benchmarks.evaluation import decode, predict
 from benchmarks.identity import identity, run_id
 from benchmarks.progress import Checkpointing, StepProgress
@@ -65,6 +66,7 @@ class Prepared:
     parent: Path | None
     identity: dict[str, Any]
     run_id: str
+    departures: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
 
 
 def run(cfg: RunConfig, show_progress: bool = True) -> Outcome:
@@ -79,6 +81,8 @@ def run_pack(cfgs: Sequence[RunConfig], show_progress: bool = True) -> list[Outc
     prepared = [_prepare(cfg, show_progress) for cfg in cfgs]
     found = [None if p.cfg.force else _found(p) for p in prepared]
     todo = [p for p, outcome in zip(prepared, found, strict=True) if outcome is None]
+    for p in todo:
+        p.departures = departures(dataclasses.asdict(p.cfg))
     made = iter(_make(todo, show_progress) if todo else [])
     seconds = (time.perf_counter() - start) / max(1, len(todo))
     return [outcome or dataclasses.replace(next(made), seconds=seconds) for outcome in found]
@@ -91,14 +95,17 @@ def _prepare(cfg: RunConfig, show_progress: bool) -> Prepared:
         torch.set_num_threads(cfg.threads)
     data = load_task(cfg.task, cfg.scale, cfg.data_dir)
     _check_writable(Path(cfg.results_dir))
+    weights = None if is_control(cfg) else weights_of(cfg.backbone, cfg.scale, cfg.backbone_dir)
     if cfg.init_from is None:
-        made = identity(cfg, data.sha256, [])
+        made = identity(cfg, data.sha256, [], weights)
         return Prepared(cfg, data, None, made, run_id(made))
     parent_id = parents.parent_of(cfg, lambda p: _parent_score(cfg, p, show_progress, again=False))
-    made = identity(cfg, data.sha256, [parent_id])
+    made = identity(cfg, data.sha256, [parent_id], weights)
     parent = parents.trained_path(dataclasses.replace(cfg, experiment=cfg.init_from.experiment), parent_id)
     prepared = Prepared(cfg, data, parent, made, run_id(made))
-    if not parent.exists() and (cfg.force or _found(prepared) is None):  # records travel, trained tensors may not
+    if not parents.is_whole(parent) and (
+        cfg.force or _found(prepared) is None
+    ):  # records travel, trained tensors may not
         parents.parent_of(cfg, lambda p: _parent_score(cfg, p, show_progress, again=True))
     return prepared
 
@@ -186,7 +193,7 @@ def _train_and_record(
 
     runs = train(attached, jobs, accelerator, on_step, lambda runs: _resume(runs, ids, state))
     progress.close()
-    numerics = devices.numerics(accelerator, cfg.trainer.precision, len(todo))
+    numerics = devices.numerics(accelerator, cfg.backbone.dtype, cfg.trainer.precision, len(todo))
     memory = devices.peak_memory(accelerator.device)
     outcomes = []
     for p, r, start, tracker in zip(todo, runs, starts, trackers, strict=True):
@@ -263,14 +270,18 @@ def _control(p: Prepared) -> Outcome:
 
 
 def _record(p: Prepared, backbone: dict[str, Any], numerics: dict[str, Any], output: RunOutput, write: bool) -> Outcome:
-    record = assemble(p.cfg, p.identity, p.run_id, p.data, backbone, numerics, output)
+    record = assemble(p.cfg, p.identity, p.run_id, p.departures, p.data, backbone, numerics, output)
     if write:
         write_record(p.cfg.results_dir, record, prediction_columns(p.cfg, output, p.data))
     return _outcome(p, "done", ", ".join(record["flags"]), _selected_score(record), 0.0)
 
 
 def _failed(p: Prepared, kind: str, message: str, history: Sequence[Any]) -> Outcome:
-    write_record(p.cfg.results_dir, assemble_failure(p.cfg, p.identity, p.run_id, kind, message, history))
+    try:
+        failure = assemble_failure(p.cfg, p.identity, p.run_id, p.departures, kind, message, history)
+        write_record(p.cfg.results_dir, failure)
+    except RecordError as error:  # a forced repetition failed: the record of the run that finished stays
+        message = f"{message} ({error})"
     return _outcome(p, "failed", f"{kind}: {message}", None, 0.0)
 
 
@@ -295,7 +306,7 @@ def _parent_score(child: RunConfig, cfg: RunConfig, show_progress: bool, again: 
     assert child.init_from is not None
     p = _prepare(cfg, show_progress)
     found = _found(p)
-    there = found is not None and (not again or parents.trained_path(cfg, p.run_id).exists())
+    there = found is not None and (not again or parents.is_whole(parents.trained_path(cfg, p.run_id)))
     if not there:
         if child.init_from.if_missing == "error":
             raise ValueError(f"init_from: no trained parent; make it with: {parents.command(child, child.init_from)}")

@@ -8,14 +8,14 @@ import time
 from collections.abc import Sequence
 
 import yaml
-from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from benchmarks.config import CONF_DIR, RunConfig, choices, explain, register, typed
+from benchmarks.config import CONF_DIR, RunConfig, choices, explain
+from benchmarks.parents import compose_run
 
 
 def expand(multirun: Sequence[str]) -> list[list[str]]:
@@ -48,23 +48,18 @@ def load_sweep(name: str) -> list[list[str]]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise ValueError(f"no sweep {name!r}: expected one of {known}, or a new file {path.name} in conf/sweep/")
-    multiruns = yaml.safe_load(path.read_text())
+    multiruns = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(multiruns, list) or not all(isinstance(m, list) and m for m in multiruns):
         raise ValueError(f"conf/sweep/{name}.yaml: expected a list of lists of Hydra overrides")
     return multiruns
 
 
-def compose_all(jobs: Sequence[Sequence[str]]) -> list[RunConfig]:
-    """Compose every run before any starts, so that a misspelt key stops the sweep at once."""
-    register()
-    cfgs = []
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        for job in jobs:
-            try:
-                cfgs.append(typed(compose("config", list(job))))
-            except (HydraException, OmegaConfBaseException) as error:
-                raise ValueError(f"{' '.join(job)}: {explain(error)}") from error
-    return cfgs
+def compose_job(job: Sequence[str]) -> RunConfig:
+    """One run of a sweep. Raises ValueError that names it."""
+    try:
+        return compose_run(list(job))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(f"{' '.join(job)}: {explain(error)}") from error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -77,14 +72,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("name", help="file name in conf/sweep, without .yaml (quickstart, ...)")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for every run, sweeps included: 'seed=range(3)'")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (default %(default)s)")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.workers < 1:
+        raise ValueError(f"--workers {arguments.workers}: expected at least 1")
 
     from benchmarks.workers import run_all, summary
 
     start = time.monotonic()
     jobs = [job for multirun in load_sweep(arguments.name) for job in expand([*multirun, *arguments.overrides])]
-    cfgs = compose_all(jobs)
-    print(f"sweep {arguments.name}: {len(cfgs)} runs in {arguments.workers} processes", flush=True)
-    lines = run_all(cfgs, arguments.workers)
+    print(f"sweep {arguments.name}: {len(jobs)} runs in {arguments.workers} processes", flush=True)
+    lines = run_all(jobs, arguments.workers)
     print(summary(lines, time.monotonic() - start))
     return int(any(line.status == "failed" for line in lines))

@@ -14,6 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass
 
 from benchmarks.config import RunConfig
+from benchmarks.sweep import compose_job
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,18 @@ class Line:
     seconds: float
 
 
-def run_all(cfgs: Sequence[RunConfig], workers: int) -> list[Line]:
-    """Every configuration once, in `workers` processes of one thread each. A failure is a line, never an exception."""
-    if workers < 1:
-        raise ValueError(f"workers={workers}: expected at least 1")
-    display = Display(len(cfgs))
+def run_all(jobs: Sequence[Sequence[str]], workers: int) -> list[Line]:
+    """Every job (its Hydra overrides) once, in `workers` processes of one thread each; a failed run is a line.
+
+    All are composed before any starts, so that a misspelt key (ValueError) stops the sweep at once.
+    """
+    display = Display(len(jobs))
     lines: list[Line] = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(workers,)) as pool:
         try:
+            cfgs = list(pool.map(compose_job, jobs))
+            display.start()
             for stage in ([c for c in cfgs if c.init_from is None], [c for c in cfgs if c.init_from is not None]):
                 pending: set[Future[Line]] = {pool.submit(_one, cfg) for cfg in stage}
                 while pending:
@@ -72,18 +76,22 @@ class Display:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self.total, self.done, self.start = total, 0, time.monotonic()
+        self.total, self.done, self.began = total, 0, time.monotonic()
         self.console = Console(stderr=False)
         self.progress = None
         if self.console.is_terminal:
             columns = [BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}")]
             self.progress = Progress(*columns, console=self.console)
-            self.task = self.progress.add_task("runs", total=total, left="starting workers")
+            self.task = self.progress.add_task("runs", total=total, left="composing")
             self.progress.start()
+
+    def start(self) -> None:
+        """From here on the time left is measured."""
+        self.began = time.monotonic()
 
     def show(self, line: Line) -> None:
         self.done += 1
-        left = (time.monotonic() - self.start) / self.done * (self.total - self.done)
+        left = (time.monotonic() - self.began) / self.done * (self.total - self.done)
         value = "" if line.score is None else f" {line.score:.3f}"
         note = f"  {line.message}" if line.status == "failed" or line.message else ""
         text = f"{line.status:>6}  {line.label}{value}  {line.seconds:.1f} s{note}"

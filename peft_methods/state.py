@@ -68,6 +68,8 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except SafetensorError as error:  # how the library reports a full disk or a lost folder
+        raise OSError(f"cannot write {path}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -87,9 +87,13 @@ def made_record(
         "seed": seed,
         "status": "failed" if failed else "done",
         "cause": {"kind": failed, "message": f"the run {failed}"} if failed else None,
-        "identity": {"method": dict(method), "trainer": dict(trainer), "task": {"name": task, "version": 1}, "loop": 1},
+        "identity": {"data": "0" * 64, "versions": {"loop": 1, "method": 1, "task": 1}, "parents": []},
         "parents": [],
-        "config": {"method": method, "trainer": trainer, "task": {"name": task}, "backbone": {"name": backbone}},
+        "departures": {},
+        "config": {
+            **{"experiment": experiment, "settings": settings, "seed": seed, "scale": {"name": scale}},
+            **{"method": method, "trainer": trainer, "task": {"name": task}, "backbone": {"name": backbone}},
+        },
         "backbone": {
             "name": backbone,
             "stands_for": "bert_large_uncased",

@@ -1,6 +1,7 @@
 """Whether our number may be set against a printed one, and if not, why not.
 
-A difference is shown only where backbone, data, split, metric, selection rule and number of seeds match the paper's.
+A difference is shown only where backbone, data, split, metric, settings, selection rule and number of seeds match the
+paper's, and no run of the cell is suspicious.
 """
 
 from __future__ import annotations
@@ -58,7 +59,10 @@ def _other_task(printed: Mapping[Any, Any], ours: Mapping[Any, Any], reference: 
     if ours["backbone"] != printed["backbone"]:
         return f"backbone {ours['backbone']}, the paper's is {printed['backbone']}"
     if ours["published"] not in (True,):  # None and NaN, unknown, count as no
-        return f"the weights of {ours['backbone']} are not the published ones"
+        return (
+            f"the weights of {ours['backbone']} are not known to be the published ones: from the hub they are, a local "
+            f"copy has to have weights_sha256 of conf/backbone/{ours['backbone']}.yaml"
+        )
     expected = reference.backbones.get(printed["backbone"], 0)
     if ours["backbone_params"] != expected:
         return f"{_count(ours['backbone_params'])} of the backbone's {expected:,.0f} parameters"
@@ -80,6 +84,12 @@ def _other_protocol(printed: Mapping[Any, Any], ours: Mapping[Any, Any], rule: s
         return f"{printed['scored_on']} split" if printed["scored_on"] == "test server" else f"{printed['split']} split"
     if ours["metric"] != wanted_metric(printed):
         return f"{ours['metric']}, the paper prints {wanted_metric(printed)}"
+    if ours["departures"] is None:
+        return "settings of the runs unknown"
+    if ours["departures"]:
+        return f"not the published settings: {ours['departures']}"
+    if ours["flags"]:
+        return f"a run is flagged: {ours['flags'].replace('_', ' ')}"
     if printed["selection_rule"] != rule:
         return _UNVERIFIED.get(printed["selection_rule"], f"{printed['selection_rule']}, here {rule}")
     if ours["seeds"] < printed["n_seeds"]:

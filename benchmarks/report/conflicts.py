@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.report.selection import GROUP, RUN, SETTING, is_swept
+from benchmarks.report.selection import GROUP, RUN, SEARCHED, is_swept
 
-_MUST_AGREE = ["backbone", "backbone_sha256", "data_source", "data_sha256"]
+_MUST_AGREE = ["backbone", "backbone_sha256", "data_source", "data_sha256", "setting"]
 _SCRATCH = "_scratch"  # a random start is another backbone with every seed
 
 
@@ -40,9 +40,9 @@ def conflicts(frame: pd.DataFrame) -> list[Conflict]:
     return [
         *found,
         *_repeated(runs[~swept], ["seed"]),
-        *_repeated(runs[swept], ["seed", *SETTING]),
-        *_differing(runs[~swept & ~scratch], [*_MUST_AGREE, *SETTING]),
-        *_differing(runs[~swept & scratch], [*(name for name in _MUST_AGREE if name != "backbone_sha256"), *SETTING]),
+        *_repeated(runs[swept], ["seed", *SEARCHED]),
+        *_differing(runs[~swept & ~scratch], [*_MUST_AGREE, *SEARCHED]),
+        *_differing(runs[~swept & scratch], [*(name for name in _MUST_AGREE if name != "backbone_sha256"), *SEARCHED]),
         *_differing(runs[swept], _MUST_AGREE),
     ]
 
@@ -57,21 +57,22 @@ def _repeated(runs: pd.DataFrame, by: list[str]) -> Iterator[Conflict]:
 
 def _differing(runs: pd.DataFrame, names: list[str]) -> Iterator[Conflict]:
     """Groups whose runs differ in one of `names`; a seed that is there twice is `_repeated`'s to name."""
-    runs = runs[~runs.duplicated([*GROUP, "seed", *(name for name in SETTING if name not in names)], keep=False)]
+    runs = runs[~runs.duplicated([*GROUP, "seed", *(name for name in SEARCHED if name not in names)], keep=False)]
     if runs.empty:
         return
     varied = runs.groupby(GROUP)[names].nunique(dropna=False) > 1
     for group in varied.index[varied.any(axis=1)]:
         of_group = runs[(runs[GROUP] == list(group)).all(axis=1)]
-        listed = [f"{name} ({_some(of_group[name].unique())})" for name in names if varied.loc[group, name]]
+        shown = {name: "departures" if name == "setting" else name for name in names if varied.loc[group, name]}
+        listed = [f"{name} ({_some(of_group[values].unique())})" for name, values in shown.items()]
         yield Conflict(group, f"its seeds differ in {', '.join(listed)}")
 
 
 def _difference(runs: pd.DataFrame) -> str:
-    names = [name for name in [*_MUST_AGREE, *SETTING, "git_commit"] if runs[name].nunique(dropna=False) > 1]
+    names = [name for name in [*_MUST_AGREE, *SEARCHED, "git_commit"] if runs[name].nunique(dropna=False) > 1]
     return f"which differ in {', '.join(names)}" if names else "equal in every recorded setting"
 
 
 def _some(values: Any, most: int = 3) -> str:
-    listed = [f"{value:g}" if isinstance(value, float) else str(value)[:16] for value in values]
+    listed = [f"{value:g}" if isinstance(value, float) else str(value)[:60] or "none" for value in values]
     return ", ".join(listed[:most]) + (", ..." if len(listed) > most else "")

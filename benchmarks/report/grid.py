@@ -14,7 +14,7 @@ from benchmarks.report.selection import (
     RUN,
     best_setting_on_validation_then_mean_over_seeds,
     is_swept,
-    mean_over_seeds_of_best_epoch,
+    mean_over_seeds_of_selected_checkpoint,
 )
 
 AVERAGE = "Avg"
@@ -59,14 +59,14 @@ def grid(
 ) -> pd.DataFrame:
     """One line per cell, in print order, then the row's average.
 
-    The epoch of a run is chosen on validation; a cell is the mean over seeds on `split` ("test" or "validation"), in a
-    sweep that of the setting best on validation. `state` is done, missing, failed, conflict.
+    Each run at the checkpoint its configuration selects; a cell is the mean over seeds on `split` ("test" or
+    "validation"), in a sweep that of the setting best on validation. `state` is done, missing, failed, conflict.
     """
     frame = frame[(frame["scale"] == scale) & (frame["settings"] == settings)]
     frame = frame[frame["experiment"].isin([row.experiment for row in rows])]
     swept = is_swept(frame)
     parts = [
-        mean_over_seeds_of_best_epoch(frame[~swept]),
+        mean_over_seeds_of_selected_checkpoint(frame[~swept]),
         best_setting_on_validation_then_mean_over_seeds(frame[swept]),
     ]
     cells = {
@@ -124,6 +124,7 @@ def _content(
         "searched_of": searched_of,
         "picked": "",
         "flags": "",
+        "departures": "",
         "examples": _NAN,
         "method_params": _NAN,
         "run_ids": "",
@@ -136,13 +137,15 @@ def _content(
 
 
 def _average(row: GridRow, cells: list[dict[str, Any]], settings: str) -> dict[str, Any]:
-    """The mean over tasks (MNLI's halves averaged first), only where no cell of the row is a hole."""
+    """The mean over tasks (MNLI's halves averaged first), only where every cell of the row has the same seeds and none
+    of them failed."""
     content = _content(None, [], None, 0)
-    if all(cell["state"] == "done" for cell in cells):
+    whole = all(cell["state"] == "done" and not cell["failed"] for cell in cells)
+    if whole and len({cell["seeds"] for cell in cells}) == 1:
         by_task: dict[str, list[float]] = {}
         for cell in cells:
             by_task.setdefault(cell["task"], []).append(cell["score"])
         means = [sum(scores) / len(scores) for scores in by_task.values()]
-        content |= {"state": "done", "score": sum(means) / len(means), "seeds": min(cell["seeds"] for cell in cells)}
+        content |= {"state": "done", "score": sum(means) / len(means), "seeds": cells[0]["seeds"]}
     line = _line(row, Column(AVERAGE, "", "mean_over_tasks"), settings, "")
     return line | content

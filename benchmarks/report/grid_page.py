@@ -9,6 +9,7 @@ import pandas as pd
 
 from benchmarks.report.grid import AVERAGE
 from benchmarks.report.render import HOLE, bullets, count, markdown_table, points
+from benchmarks.report.selection import SEARCHED, is_swept
 
 MARKS = {
     "one_class_predictions": ("ᶜ", "a run predicts one class throughout"),
@@ -84,7 +85,7 @@ def _seeds(expected: int) -> str:
 def _legend(table: pd.DataFrame) -> list[str]:
     states, legend = set(table["state"]), []
     if "missing" in states:
-        legend.append(f"{HOLE} not run; a row with a hole has no {AVERAGE}.")
+        legend.append(f"{HOLE} not run; a row with a hole, a failed run or unequal numbers of seeds has no {AVERAGE}.")
     if "failed" in states:
         legend.append("failed (cause): no run of the cell finished.")
     if "conflict" in states:
@@ -95,7 +96,20 @@ def _legend(table: pd.DataFrame) -> list[str]:
     for label, of_row in table[table["picked"] != ""].groupby("row", sort=False):
         picked = [f"{task} {picks.replace('bottleneck_dim ', '')}" for task, picks in _picks(of_row)]
         legend.append(f"{label}: picked on validation, {', '.join(picked)}.")
-    return legend
+    return legend + _departures(table)
+
+
+def _departures(table: pd.DataFrame) -> list[str]:
+    """Runs whose command line changed their experiment's settings; what a sweep searches over is its setting."""
+    rows: dict[str, list[str]] = {}
+    swept = is_swept(table)
+    for label, searched, text in zip(table["row"], swept, table["departures"], strict=True):
+        for part in ("unknown",) if text is None else text.split("; "):
+            if part and not (searched and part.split()[0].rpartition(".")[2] in SEARCHED):
+                rows.setdefault(part, []).append(label)
+    everyone = set(table["row"])
+    named = {part: "" if set(of) == everyone else f" ({', '.join(dict.fromkeys(of))})" for part, of in rows.items()}
+    return [f"Not the experiments' own settings: {part}{labels}." for part, labels in named.items()]
 
 
 def _picks(of_row: pd.DataFrame) -> list[tuple[str, str]]:

@@ -33,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         reference = read_reference(options.reference)
         frame, problems = results_frame(options.results)
-        problems += [Problem(str(options.results / RECORDS), str(conflict)) for conflict in conflicts(frame)]
+        shown = frame[_in_tables(frame, reference)]
+        problems += [Problem(str(options.results / RECORDS), str(conflict)) for conflict in conflicts(shown)]
         counts = parameters.read_counts(options.results / "tables" / parameters.COUNTS)
         printed = write_tables(frame, reference, counts, output, problems)
     except (OSError, ValueError) as error:  # an unwritable folder, missing reference files, a stale table of counts
@@ -87,16 +88,21 @@ def write_tables(
     return shown
 
 
-def _in_no_table(runs: pd.DataFrame, reference: Reference) -> str:
-    """Runs of experiments that are no row of a table of their scale; "" if there is none."""
+def _in_tables(frame: pd.DataFrame, reference: Reference) -> pd.Series:
+    """Which runs belong to a row of some table; at scale=small every experiment is one."""
     rows = {
         tables.SCALE: {experiment for table in reference.tables.values() for experiment in table["experiment"]},
         micro.SCALE: {row.experiment for table in micro.MICRO_TABLES for row in table.rows},
     }
-    listed = []
-    for (experiment, scale), of_both in runs.groupby(["experiment", "scale"]):
-        if experiment not in rows.get(str(scale), {experiment}):
-            listed.append(f"{experiment} ({scale}): {len(of_both)}")
+    known = {(scale, experiment) for scale, of_scale in rows.items() for experiment in of_scale}
+    keys = zip(frame["scale"], frame["experiment"], strict=True)
+    return pd.Series([key in known or key[0] == small.SCALE for key in keys], index=frame.index, dtype=bool)
+
+
+def _in_no_table(runs: pd.DataFrame, reference: Reference) -> str:
+    """The runs that no table shows, by experiment; "" if there is none."""
+    others = runs[~_in_tables(runs, reference)]
+    listed = [f"{name} ({scale}): {len(of)}" for (name, scale), of in others.groupby(["experiment", "scale"])]
     return f"Runs in no table: {', '.join(listed)}." if listed else ""
 
 

@@ -77,7 +77,7 @@ def micro_page(cells: pd.DataFrame, table: MicroTable) -> str:
     )
     notes = [
         table.metrics,
-        "Each run at its best evaluation on validation, scored on the labelled test split. A row that sweeps takes, "
+        "Each run at its best evaluation on validation; scored on the labelled test split. A row that sweeps takes, "
         "per task, the setting of its best run on validation, then all seeds of that setting.",
         "Avg: mean over the eight tasks, MNLI's halves averaged first; WNLI is not included.",
         "trained: parameters per task, head excluded. Adapter sizes and ranks keep the paper's names and are scaled to "

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.record import Problem, Record, iter_records
+from benchmarks.setting import digest_apart_from_search
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class ResultRow:
     data_source: str | None
     data_sha256: str | None
     train_rows: int | None
+    setting: str | None  # equal for the seeds and the sweep points of one setting: setting.digest_apart_from_search
+    departures: str | None  # from the experiment's own configuration, "; " between them; "" if none, None if unknown
     learning_rate: float | None
     batch_size: int | None
     epochs: float | None
@@ -151,6 +154,9 @@ def _run_fields(record: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that all rows of a record share. A failed record may lack any of the nested objects."""
     run = {name: record[name] for name in ("experiment", "scale", "settings", "task", "seed", "run_id", "status")}
     run |= {name: " ".join(record.get(name) or ()) for name in ("flags", "parents")}
+    run["setting"] = _setting(record)
+    changed = record.get("departures")
+    run["departures"] = None if changed is None else "; ".join(f"{k} {v[0]} (not {v[1]})" for k, v in changed.items())
     for path, names in _PLAN:
         part: Any = record
         for key in path:
@@ -158,3 +164,11 @@ def _run_fields(record: Mapping[str, Any]) -> dict[str, Any]:
         for name, key in names:
             run[name] = part.get(key)
     return run
+
+
+def _setting(record: Mapping[str, Any]) -> str | None:
+    """None for a configuration that lacks a part: a record made by hand, or of a run that failed early."""
+    try:
+        return digest_apart_from_search(record["config"], record["identity"]["versions"])
+    except (KeyError, TypeError, AttributeError):
+        return None

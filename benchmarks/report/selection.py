@@ -17,7 +17,7 @@ from benchmarks.report.statistics import summarize
 RUN = ["experiment", "run_id"]
 GROUP = ["experiment", "scale", "settings", "task"]  # the runs of a group compete in a sweep
 CELL = [*GROUP, "split", "metric"]
-SETTING = ["learning_rate", "batch_size", "epochs", "bottleneck_dim", "rank", "alpha"]
+SEARCHED = ["learning_rate", "batch_size", "epochs", "bottleneck_dim", "rank", "alpha"]  # as in setting.py
 SWEPT = "houlsby2019/"  # section 3.2: the rows of this paper are chosen over a sweep, those of others are not
 CONSTANT = [
     "backbone",
@@ -28,7 +28,8 @@ CONSTANT = [
 ]  # of all runs of a cell, see conflicts.py
 CELL_COLUMNS = [
     *CELL,
-    *("score", "std", "low", "high", "seeds", "searched", "picked", "flags", "run_ids", "examples", "method_params"),
+    *("score", "std", "low", "high", "seeds", "searched", "picked", "flags", "departures", "run_ids", "examples"),
+    "method_params",
     *CONSTANT,
 ]
 
@@ -43,6 +44,13 @@ def at_checkpoint(rows: pd.DataFrame, checkpoint: str) -> pd.DataFrame:
     """The scores of finished runs at their "best" or "last" checkpoint; an untrained control has only one."""
     done = rows[rows["status"] == "done"]
     at = done[(done["checkpoint"] == checkpoint) | done["epoch"].isna()]
+    return at.drop_duplicates([*RUN, "split", "metric"])
+
+
+def at_selected(rows: pd.DataFrame) -> pd.DataFrame:
+    """The scores of finished runs at the checkpoint that each run's own configuration selects."""
+    done = rows[rows["status"] == "done"]
+    at = done[(done["checkpoint"] == done["selection_checkpoint"]) | done["epoch"].isna()]
     return at.drop_duplicates([*RUN, "split", "metric"])
 
 
@@ -61,12 +69,18 @@ def median_over_seeds_of_last_epoch(rows: pd.DataFrame) -> pd.DataFrame:
     return _cells(at_checkpoint(rows, "last"), "median")
 
 
+def mean_over_seeds_of_selected_checkpoint(rows: pd.DataFrame) -> pd.DataFrame:
+    """Every run at the checkpoint its configuration selects; the mean over seeds. For our own tables."""
+    return _cells(at_selected(rows), "mean")
+
+
 def best_on_validation_over_sweep_and_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     """The single run best on validation, hyperparameters and seed together (Houlsby et al. 2019, section 3.2).
 
-    `seeds` counts the seeds that competed.
+    At the checkpoint the runs select: the paper names no choice of epoch, its code scores the last state. `seeds`
+    counts the seeds that competed.
     """
-    at = at_checkpoint(rows, "best")
+    at = at_selected(rows)
     winners = at.merge(_winners(at)[RUN], on=RUN)
     return _cells(winners, "mean", at, competing=True)
 
@@ -76,8 +90,8 @@ def best_setting_on_validation_then_mean_over_seeds(rows: pd.DataFrame) -> pd.Da
 
     For the sweep rows of our own tables: unlike the maximum over seeds, the mean has a spread.
     """
-    at = at_checkpoint(rows, "best")
-    keys = [*GROUP, *SETTING]
+    at = at_selected(rows)
+    keys = [*GROUP, *SEARCHED]
     winners = at.merge(_winners(at)[keys], on=keys)  # unknown settings (NaN) match each other here
     return _cells(winners, "mean", at)
 
@@ -88,6 +102,7 @@ RULES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
         median_over_seeds_of_best_epoch,
         mean_over_seeds_of_best_epoch,
         median_over_seeds_of_last_epoch,
+        mean_over_seeds_of_selected_checkpoint,
         best_on_validation_over_sweep_and_seeds,
         best_setting_on_validation_then_mean_over_seeds,
     )
@@ -113,9 +128,9 @@ def _cells(
         return pd.DataFrame(columns=CELL_COLUMNS)
     runs = (rows if candidates is None else candidates).drop_duplicates(RUN).groupby(GROUP)
     searched, seeds = runs.size().to_dict(), runs["seed"].nunique().to_dict()
-    varied = (runs[SETTING].nunique() > 1).to_dict("index")
-    values = {name: rows[name].to_numpy() for name in ("score", "flags", "run_id", "n", "method_params")}
-    shared = {name: rows[name].to_numpy() for name in [*SETTING, *CONSTANT]}
+    varied = (runs[SEARCHED].nunique() > 1).to_dict("index")
+    values = {name: rows[name].to_numpy() for name in ("score", "flags", "departures", "run_id", "n", "method_params")}
+    shared = {name: rows[name].to_numpy() for name in [*SEARCHED, *CONSTANT]}
     lines: list[dict[str, Any]] = []
     positions = cast("dict[tuple[str, ...], Any]", rows.groupby(CELL, sort=False).indices)
     for key, at in positions.items():
@@ -130,8 +145,9 @@ def _cells(
                 "high": summary.high,
                 "seeds": seeds[group] if competing else summary.n,
                 "searched": searched[group],
-                "picked": ", ".join(f"{name} {shared[name][first]:g}" for name in SETTING if varied[group][name]),
+                "picked": ", ".join(f"{name} {shared[name][first]:g}" for name in SEARCHED if varied[group][name]),
                 "flags": " ".join(sorted(set(" ".join(values["flags"][at]).split()))),
+                "departures": _union(values["departures"][at]),
                 "run_ids": " ".join(values["run_id"][at]),
                 "examples": values["n"][first],
                 "method_params": values["method_params"][first],
@@ -139,3 +155,10 @@ def _cells(
             | {name: shared[name][first] for name in CONSTANT}
         )
     return pd.DataFrame(lines, columns=CELL_COLUMNS)
+
+
+def _union(departures: Any) -> str | None:
+    """Every departure of some run of the cell; None where one is unknown."""
+    if any(text is None for text in departures):
+        return None
+    return "; ".join(sorted({part for text in departures for part in text.split("; ") if part}))

@@ -42,8 +42,8 @@ def small_page(cells: pd.DataFrame) -> str:
     """The page of the small-scale table."""
     about = "Real text, a small real backbone: true numbers, not comparable to the printed ones."
     notes = [
-        "Scored on validation at the epoch best on validation, so a little optimistic. Matthews correlation for CoLA, "
-        "accuracy where no metric is named.",
+        "Scored on validation, at the epoch best there unless trainer.selection is last, so a little optimistic. "
+        "Matthews correlation for CoLA, accuracy where no metric is named.",
         "trained: parameters, head excluded. In brackets: the backbone.",
     ]
     return page("Small scale", about, grid_markdown(cells, notes))

@@ -2,13 +2,17 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import pytest
 
 from benchmarks import backbone
-from benchmarks.backbone import MICRO_BACKBONES
+from benchmarks.backbone import MICRO_BACKBONES, BackboneError, weights_digest, weights_of
 from benchmarks.identity import METHOD_VERSIONS, identity, run_id
 from benchmarks.parents import compose_run
+from benchmarks.record import read_record
+
+RECORDS = Path(__file__).parents[2] / "results" / "records"
 
 
 def made(*overrides, data="d", parents=()):
@@ -48,6 +52,45 @@ def test_a_young_field_does_not_count_at_its_old_value():
     cfg = compose_run(["experiment=small/minilm_lora", "task=glue/mrpc", "scale=small"])
     assert cfg.trainer.regression_bias == "zero"
     assert "regression_bias" not in identity(cfg, "d", [])["config"]["trainer"]
+
+
+MICRO = sorted(folder.relative_to(RECORDS).as_posix() for folder in RECORDS.glob("[!s]*/*"))  # not small/
+
+
+@pytest.mark.parametrize("experiment", MICRO)
+def test_committed_micro_runs_are_still_found(experiment):
+    """What changes identities by accident would make every record stale."""
+    record = next(r for r in map(read_record, sorted((RECORDS / experiment).glob("*.json"))) if r["task"] == "rte")
+    words = [f"experiment={experiment}", "task=glue/rte", f"seed={record['seed']}"]
+    if experiment == "houlsby2019/table1_adapters_8_256":
+        words.append(f"method.bottleneck_dim={record['config']['method']['bottleneck_dim']}")
+    made = identity(compose_run(words), record["data"]["sha256"], record["parents"])
+    assert run_id(made) == record["run_id"]
+
+
+def test_the_weights_count_wherever_they_lie(tmp_path):
+    """Where nothing shipped stands in, another checkpoint under the same name is another run."""
+    cfg = compose_run(["experiment=small/minilm_lora", "task=glue/mrpc", "scale=small"])
+    for name, byte in (("one", b"1"), ("moved", b"1"), ("other", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(byte)
+
+    def weights(folder):
+        return weights_of(cfg.backbone, cfg.scale, str(tmp_path / folder))
+
+    assert weights("one") == weights("moved") != weights("other")
+    ids = {name: run_id(identity(cfg, "d", [], weights(name))) for name in ("one", "moved", "other")}
+    assert ids["one"] == ids["moved"] != ids["other"]
+    random = dataclasses.replace(cfg.backbone, pretrained=False)
+    assert weights_of(random, cfg.scale, str(tmp_path / "nowhere")) == "random"
+    assert weights_of(cfg.backbone, compose_run(["scale=micro"]).scale, None) is None
+    with pytest.raises(BackboneError, match="holds no checkpoint of minilm_l6"):
+        weights("nowhere")
+    (tmp_path / "one" / "model.safetensors").rename(tmp_path / "one" / "pytorch_model.bin")
+    weights_digest.cache_clear()
+    with pytest.raises(BackboneError, match=r"holds no \*\.safetensors"):
+        weights("one")
 
 
 def test_a_shipped_backbones_configuration_counts(base, tmp_path, monkeypatch):

@@ -55,6 +55,35 @@ def test_an_average_is_printed_only_without_a_hole() -> None:
     assert (line["RTE"], line["Avg"]) == ("—", "—")
 
 
+def test_an_average_needs_equal_seeds_and_no_failure() -> None:
+    whole = [record for task in TASKS for record in seeds(task, [0.8, 0.8])]
+    assert line_of(whole, "full fine-tuning")["Avg"] == "80.0"
+    assert line_of([*whole, made_record(FULL, "rte", 2, 0.8)], "full fine-tuning")["Avg"] == "—"
+    failed = made_record(FULL, "rte", 2, None, failed="diverged")
+    assert line_of([*whole, failed], "full fine-tuning")["Avg"] == "—"
+
+
+def test_changed_settings_are_named_under_the_table() -> None:
+    def page(*records: Record) -> str:
+        return micro_page(micro_table(frame_of(list(records)), HOULSBY), HOULSBY)
+
+    cut: dict[str, Any] = {"departures": {"trainer.max_steps": [100, 400]}}
+    sizes: dict[str, Any] = {"departures": {"method.bottleneck_dim": [1, 4]}}
+    assert "own settings" not in page(*seeds("rte", [0.8]), *seeds("rte", [0.8], SWEEP, **sizes))
+    text = page(*seeds("rte", [0.8], **cut), *seeds("rte", [0.8], SWEEP))
+    assert "Not the experiments' own settings: trainer.max_steps 100 (not 400) (full fine-tuning)." in text
+    both = cut["departures"] | sizes["departures"]
+    text = page(*seeds("rte", [0.8], SWEEP, departures=both))
+    assert "own settings: trainer.max_steps 100 (not 400) (adapters (8-256))" in text
+    assert "bottleneck_dim" not in text.partition("own settings")[2].partition("\n")[0]
+
+
+def test_runs_in_no_table_cannot_be_in_conflict(tmp_path: Path) -> None:
+    for rank in (1, 2):
+        write_record(tmp_path, made_record("custom", "rte", 0, 0.7, method={"rank": rank}))
+    assert main(["--results", str(tmp_path)]) == 0
+
+
 def test_calibration_names_what_a_task_misses() -> None:
     head, start = "controls/bert_head_only", "controls/bert_scratch"
 

@@ -126,6 +126,19 @@ REFUSALS: list[tuple[str, Callable[[Reference], list[Record]], bool]] = [
     ),
     ("failed (diverged)", lambda r: [published(r, "rte", 0, None, failed="diverged")], False),
     ("conflict (two runs for seed 0", lambda r: [*five(r, "rte"), *five(r, "rte", trainer={"epochs": 1})], False),
+    (
+        "not comparable (not the published settings: trainer.max_steps 100 (not None))",
+        lambda r: [
+            *five(r, "rte", scores=(0.8,) * 4),
+            published(r, "rte", 4, 0.8, departures={"trainer.max_steps": [100, None]}),
+        ],
+        True,
+    ),
+    (
+        "not comparable (a run is flagged: parameters did not",
+        lambda r: five(r, "rte", flags=("parameters_did_not_move",)),
+        True,
+    ),
     ("not comparable (NaN)", lambda r: five(r, "rte", scores=(0.8, 0.8, float("nan"), 0.8, 0.8)), True),
 ]
 
@@ -181,7 +194,8 @@ def test_script_settings_are_apart_from_the_papers(reference: Reference) -> None
 
 
 def test_the_page_shows_printed_ours_difference_and_reasons(reference: Reference) -> None:
-    records = five(reference, "rte", flags=("one_class_predictions",)) + five(reference, "cola", scores=(0.6, 0.61))
+    records = five(reference, "rte") + five(reference, "sst2", flags=("one_class_predictions",))
+    records += five(reference, "cola", scores=(0.6, 0.61))
     table = tables.beside_paper(frame_of(records), "lora_table2", reference)
     text = tables_page.paper_page(table, "lora_table2", "")
     lines = [line for line in text.splitlines() if line.startswith("|")]
@@ -189,12 +203,14 @@ def test_the_page_shows_printed_ours_difference_and_reasons(reference: Reference
     assert len(lines) == 2 + 14 * 2 + 1
     row = next(number for number, line in enumerate(lines) if line.startswith("| RoB_base (LoRA) 0.3M "))
     printed, ours, difference = ([part.strip() for part in line.split("|")] for line in lines[row : row + 3])
-    assert (printed[9], ours[9], difference[9]) == ("86.6", "87.0 ±1.6ᶜ (5)", "+0.4")
+    assert (printed[9], ours[9], difference[9]) == ("86.6", "87.0 ±1.6 (5)", "+0.4")
+    assert ours[4].startswith("87.0 ±1.6ᶜ (5) [")
+    assert difference[4] == ""
     assert ours[6].startswith("60.5 ±0.7 (2) [")
     assert difference[6] == ""
     assert "Not comparable (2 of 5 seeds)." in text
     assert "ᶜ a run predicts one class throughout." in text
-    assert ours[4] == "—"
+    assert ours[5] == "—"
     assert "— not run. To run a row: `peft-bench run -m experiment=<experiment> scale=paper" in text
 
 

@@ -18,6 +18,7 @@ from benchmarks.report.selection import (
     best_on_validation_over_sweep_and_seeds,
     best_setting_on_validation_then_mean_over_seeds,
     mean_over_seeds_of_best_epoch,
+    mean_over_seeds_of_selected_checkpoint,
     median_over_seeds_of_best_epoch,
     median_over_seeds_of_last_epoch,
 )
@@ -74,6 +75,19 @@ def test_best_and_last_epoch_are_different_rules() -> None:
     frame = frame_of([record])
     assert on_test(median_over_seeds_of_best_epoch(frame))["score"] == 0.9
     assert on_test(median_over_seeds_of_last_epoch(frame))["score"] == 0.6
+
+
+def test_our_tables_and_sweeps_take_the_checkpoint_that_the_run_selects() -> None:
+    record = made_record(SWEEP, "rte", 0, 0.8)
+    record["selection"]["checkpoint"] = "last"
+    for score in record["scores"]:
+        score["score"] = {"best": 0.9, "last": 0.6}[score["checkpoint"]]
+    for rule in (
+        mean_over_seeds_of_selected_checkpoint,
+        best_on_validation_over_sweep_and_seeds,
+        best_setting_on_validation_then_mean_over_seeds,
+    ):
+        assert on_test(rule(frame_of([record])))["score"] == 0.6
 
 
 def test_an_untrained_control_has_one_checkpoint_for_every_rule() -> None:
@@ -142,7 +156,7 @@ def test_runs_that_belong_together_are_no_conflict() -> None:
     seeds = [made_record(LORA, task, seed, 0.8) for seed in range(3) for task in ("rte", "cola")]
     sweep = [sized(dim, seed, 0.8, 0.8) for dim in (8, 64) for seed in range(2)]
     scratch = [
-        made_record("controls/bert_scratch", "rte", seed, 0.8, backbone=f"micro_{seed}")
+        made_record("controls/bert_scratch", "rte", seed, 0.8)
         | {"backbone": {"name": "micro_bert", "stands_for": "", "published": False, "sha256": str(seed)}}
         for seed in range(2)
     ]
@@ -173,5 +187,14 @@ def test_two_runs_for_one_seed_are_named_with_what_differs() -> None:
 def test_seeds_that_differ_in_setting_or_data_are_named() -> None:
     (cause,) = causes(made_record(LORA, "rte", 0, 0.8), made_record(LORA, "rte", 1, 0.8, method={"rank": 2}))
     assert "its seeds differ in rank (nan, 2)" in cause
+    cut: dict[str, Any] = {"trainer": {"max_steps": 100}, "departures": {"trainer.max_steps": [100, None]}}
+    (cause,) = causes(made_record(LORA, "rte", 0, 0.8), made_record(LORA, "rte", 1, 0.8, **cut))
+    assert "its seeds differ in setting (none, trainer.max_steps 100 (not None))" in cause
+    (cause,) = causes(sized(8, 0, 0.8, 0.8), sized(64, 1, 0.8, 0.8, **cut))  # in a sweep, too
+    assert "its seeds differ in setting" in cause
+    newer = made_record(LORA, "rte", 1, 0.8)
+    newer["identity"]["versions"] = {"loop": 2, "method": 1, "task": 1}
+    (cause,) = causes(made_record(LORA, "rte", 0, 0.8), newer)
+    assert "its seeds differ in setting" in cause
     (cause,) = causes(sized(8, 0, 0.8, 0.8, source="micro-1"), sized(64, 1, 0.8, 0.8, source="micro-2"))
     assert "data_source (micro-1, micro-2)" in cause

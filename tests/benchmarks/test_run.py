@@ -293,9 +293,9 @@ def test_bf16_trains_and_is_recorded(short):
 
 def test_a_killed_sweep_leaves_no_workers(tmp_path):
     code = (
-        "from benchmarks.parents import compose_run; from benchmarks.workers import run_all\n"
-        f"quick = compose_run(['experiment=controls/majority', 'task=glue/sst2', 'results_dir={tmp_path}'])\n"
-        f"endless = compose_run(['{LORA}', 'task=glue/sst2', 'results_dir={tmp_path}', 'trainer.max_steps=100000'])\n"
+        "from benchmarks.workers import run_all\n"
+        f"quick = ['experiment=controls/majority', 'task=glue/sst2', 'results_dir={tmp_path}']\n"
+        f"endless = ['{LORA}', 'task=glue/sst2', 'results_dir={tmp_path}', 'trainer.max_steps=100000']\n"
         "run_all([quick, endless], workers=1)"
     )
     sweep = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)

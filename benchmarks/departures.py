@@ -1,0 +1,74 @@
+"""Where a run departs from its experiment's own configuration: what a `key=value` on the command line has changed.
+
+A printed score may be compared with a run only if the run is the published setting, so this stands in every record.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Transformer
+from omegaconf import OmegaConf
+
+from benchmarks.config import CONF_DIR, choices
+from benchmarks.parents import compose_run
+from benchmarks.setting import scientific, start
+
+
+def departures(config: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Dotted key -> [given, expected] for every scientific field that is not what experiment, task, settings and scale
+    compose to; seeds, and the values the experiment's own sweep names, are none. {} for experiment=custom.
+
+    config: as plain data, see setting.py.
+    """
+    experiment, scale = config["experiment"], config["scale"]["name"]
+    if experiment == "custom":
+        return {}
+    task = _choice(config["task"])
+    for group, name in (("experiment", experiment), ("task", task)):
+        if name not in choices(group):
+            return {group: [name, None]}
+    expected = _own(experiment, task, config["settings"], scale)
+    grid = _grid(experiment) if scale == "paper" else {}
+    given = _flat(config)
+    keys = sorted((given.keys() | expected.keys()) - {"seed"})
+    changed = {key: [given.get(key), expected.get(key)] for key in keys if given.get(key) != expected.get(key)}
+    return {key: both for key, both in changed.items() if both[0] not in grid.get(key, ())}
+
+
+@functools.lru_cache(maxsize=64)
+def _own(experiment: str, task: str, settings: str, scale: str) -> dict[str, Any]:
+    words = [f"experiment={experiment}", f"task={task}", f"settings={settings}", f"scale={scale}"]
+    return _flat(dataclasses.asdict(compose_run(words)))
+
+
+@functools.lru_cache(maxsize=64)
+def _grid(experiment: str) -> dict[str, list[Any]]:
+    """The values that the experiment file's published sweep names, by key."""
+    file = OmegaConf.load(CONF_DIR / "experiment" / f"{experiment}.yaml")
+    params = OmegaConf.select(file, "hydra.sweeper.params") or {}
+    parse = OverridesParser.create().parse_override
+    swept = {str(key): parse(f"{key}={value}") for key, value in params.items()}
+    return {k: list(o.sweep_iterator(Transformer.identity)) for k, o in swept.items() if o.is_sweep_override()}
+
+
+def _choice(task: Mapping[str, Any]) -> str:
+    """The name in conf/task/ of a task: "glue/rte", "wnli"."""
+    named = f"{task['dataset']}/{task['name']}"
+    return named if named in choices("task") else str(task["name"])
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+
+    def add(part: dict[str, Any], prefix: str) -> None:
+        for key, value in part.items():
+            if isinstance(value, dict):
+                add(value, f"{prefix}{key}.")
+            else:
+                flat[prefix + key] = value
+
+    add(scientific(config) | {"init_from": start(config) or {}}, "")
+    return flat

@@ -1,0 +1,50 @@
+"""What of a configuration decides a result, shared by identity, departures and report. No torch.
+
+Works on the configuration as plain data: dataclasses.asdict of a RunConfig, or `config` of a record.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+# What a sweep searches over; columns of their own in the report.
+SEARCHED = {"trainer": ("learning_rate", "batch_size", "epochs"), "method": ("bottleneck_dim", "rank", "alpha")}
+# Fields that change speed or memory, or the last bits only: they belong to the numerics class of the record.
+_NOT_SCIENTIFIC = {
+    "backbone": {"architecture", "dtype", "hub_id", "weights_sha256"},
+    "trainer": {"eval_batch_size", "precision", "gradient_checkpointing"},
+}
+# Fields younger than the first records: left out at the value those runs had, so that their identities stand.
+_ADDED_LATER = {"trainer": {"regression_bias": "zero"}}
+
+
+def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that a result follows from; where things lie and how they are tracked is left out."""
+    part = {key: config[key] for key in ("backbone", "method", "task", "trainer", "experiment", "settings", "seed")}
+    for group, names in _NOT_SCIENTIFIC.items():
+        part[group] = {k: v for k, v in part[group].items() if k not in names}
+    for group, defaults in _ADDED_LATER.items():
+        part[group] = {k: v for k, v in part[group].items() if k not in defaults or v != defaults[k]}
+    part["scale"] = config["scale"]["name"]
+    return part
+
+
+def start(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What of `init_from` a result follows from; None without a parent."""
+    init = config.get("init_from")
+    return {key: value for key, value in init.items() if key != "if_missing"} if init else None
+
+
+def digest_apart_from_search(config: Mapping[str, Any], versions: Any) -> str:
+    """Equal for the seeds, and the points of a sweep, of one setting: a hash without seed and SEARCHED fields.
+
+    versions: the result versions of the identity.
+    """
+    part = scientific(config)
+    del part["seed"]
+    for group, names in SEARCHED.items():
+        part[group] = {k: v for k, v in part[group].items() if k not in names}
+    text = orjson.dumps([part, start(config), versions], option=orjson.OPT_SORT_KEYS)
+    return hashlib.blake2b(text, digest_size=8).hexdigest()
