@@ -5,7 +5,6 @@ optimizer's moments, its best tensors and its position; data order and dropout m
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,9 +31,9 @@ def save_checkpoint(runs: Sequence[Run], run_ids: Sequence[str], path: Path) -> 
         schedules[run_id] = {key: state[key] for key in ("last_epoch", "_step_count", "_last_lr")}
     header = {
         "format": FORMAT,
-        "runs": json.dumps(list(run_ids)),
-        "positions": json.dumps({i: dataclasses.asdict(r.position) for i, r in zip(run_ids, runs, strict=True)}),
-        "schedules": json.dumps(schedules),
+        "runs": list(run_ids),
+        "positions": {i: dataclasses.asdict(r.position) for i, r in zip(run_ids, runs, strict=True)},
+        "schedules": schedules,
     }
     write_safetensors(tensors, path, header)
 
@@ -48,9 +47,9 @@ def load_checkpoint(runs: Sequence[Run], run_ids: Sequence[str], path: Path) -> 
         return False
     try:
         tensors, header = read_safetensors(path)
-        if header.get("format") != FORMAT or json.loads(header["runs"]) != list(run_ids):
+        if header.get("format") != FORMAT or header["runs"] != list(run_ids):
             raise ValueError(f"it holds {header.get('format')!r} of runs {header.get('runs')}")
-        positions, schedules = json.loads(header["positions"]), json.loads(header["schedules"])
+        positions, schedules = header["positions"], header["schedules"]
     except (ValueError, KeyError) as error:
         aside = path.with_name(path.name + ".unreadable")
         path.rename(aside)

@@ -2,9 +2,12 @@
 
 import math
 
-from benchmarks.config import RunConfig, TrainerConfig
+from transformers import CONFIG_MAPPING, AutoConfig
+
+from benchmarks.config import BackboneConfig, RunConfig, TrainerConfig
 from benchmarks.devices import DEVICES, DTYPES, PRECISIONS
 from benchmarks.metrics import METRICS
+from peft_methods.sites import ARCHITECTURES
 
 
 def check_config(cfg: RunConfig) -> None:
@@ -16,6 +19,7 @@ def check_config(cfg: RunConfig) -> None:
             f"{cfg.task.dataset}/{cfg.task.name}.yaml, or `recipe:` in the experiment file"
         )
     _check_trainer(cfg.trainer)
+    check_architecture(cfg.backbone)
     for key, value in cfg.method.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"method.{key}={value}: expected a finite number")
@@ -39,6 +43,22 @@ def check_config(cfg: RunConfig) -> None:
         )
     if cfg.threads is not None and cfg.threads < 1:
         raise ValueError(f"threads={cfg.threads}: expected at least 1, or null for torch's choice")
+
+
+def check_architecture(backbone: BackboneConfig) -> None:
+    """Raises ValueError for a key that the configuration class lacks: transformers would go on with its defaults."""
+    if backbone.model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"backbone.model_type={backbone.model_type!r}: transformers has no such model; methods attach to "
+            f"{', '.join(ARCHITECTURES)}; change conf/backbone/{backbone.name}.yaml"
+        )
+    known = AutoConfig.for_model(backbone.model_type).to_dict().keys()
+    if unknown := [key for key in backbone.architecture if key not in known]:
+        raise ValueError(
+            f"backbone.architecture.{unknown[0]}: {backbone.model_type} has no such key; expected names of its "
+            f"config.json ({', '.join(sorted(key for key in known if not key.startswith('_')))}); change "
+            f"conf/backbone/{backbone.name}.yaml"
+        )
 
 
 def _check_trainer(trainer: TrainerConfig) -> None:

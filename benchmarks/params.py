@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
+from benchmarks.checks import check_architecture
 from benchmarks.config import CONF_DIR, RunConfig, register, typed
 from benchmarks.report.reference import DIRECTORY, TABLES, Reference, read_reference
 from peft_methods.attach import attach
@@ -84,6 +85,7 @@ def count_config(cfg: RunConfig, num_labels: int) -> ParameterCounts:
     """The counts of one configuration on its published backbone, with a head for `num_labels` labels."""
     if cfg.method["_target_"].startswith("benchmarks.controls"):
         raise ValueError(f"{cfg.method['_target_']} has no parameters to count: choose a method that trains a backbone")
+    check_architecture(cfg.backbone)
     backbone = _meta_backbone(cfg.backbone.model_type, cfg.backbone.pooler, json.dumps(cfg.backbone.architecture))
     attached = attach(backbone, [instantiate(cfg.method)], [partial(ClassificationHead, backbone.config, num_labels)])
     try:

@@ -61,7 +61,8 @@ def _hydra_value(path: str) -> str:
     """A path as Hydra's command line reads it: in quotes if it has characters with a meaning there."""
     if re.fullmatch(r"[\w./~:@%?|+-]+", path):
         return path
-    return "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    # A backslash means itself there, except before a quote.
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), path) + "'"
 
 
 def pick_parent(scores: dict[str, float]) -> str:

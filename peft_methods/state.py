@@ -26,14 +26,14 @@ def trained_tensors(attached: Attached, k: int = 0) -> dict[str, Tensor]:
 
 def save_trained(attached: Attached, path: Path, k: int = 0) -> None:
     """Write run k's trained tensors atomically (temporary file, fsync, rename)."""
-    header = {"format": "peft_methods 1", "description": json.dumps(_description(attached, k))}
+    header = {"format": "peft_methods 1", "description": _description(attached, k)}
     write_safetensors(trained_tensors(attached, k), path, header)
 
 
 def load_trained(attached: Attached, path: Path, k: int = 0) -> None:
     """Load run k's tensors from a file written by `save_trained`; nothing is loaded unless everything fits."""
     tensors, header = read_safetensors(path)
-    description = json.loads(header.get("description", "null"))
+    description = header.get("description")
     expected = _description(attached, k)
     if description != expected:
         raise ValueError(f"{path} holds {description}, the attached run is {expected}: attach the same method first")
@@ -59,12 +59,15 @@ def copy_trained(attached: Attached, tensors: Mapping[str, Tensor], k: int = 0, 
             parameter.copy_(given[name])
 
 
-def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file so that it is there whole or not at all."""
+def write_safetensors(tensors: dict[str, Tensor], path: Path, header: Mapping[str, Any]) -> None:
+    """Write a safetensors file so that it is there whole or not at all; raises OSError.
+
+    The header is one entry of JSON: the library writes several in random order, and equal content is to be equal bytes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, temporary, metadata)
+        save_file(tensors, temporary, {"header": json.dumps(header, sort_keys=True)})
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -74,11 +77,12 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str
         temporary.unlink(missing_ok=True)
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and header of a file. Raises ValueError where it is truncated or no safetensors file."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            header = json.loads((file.metadata() or {}).get("header", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}): make it again") from error
 

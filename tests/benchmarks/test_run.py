@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -198,7 +199,10 @@ def test_the_mnli_start_trains_its_parent_first_and_carries_the_method_over(shor
     assert not started["parent"].exists()
     assert record_of_parent.stat().st_mtime_ns == before
     assert run(dataclasses.replace(cfg, force=True)).status == "done"  # this needs them
-    assert started["parent"].exists()
+    whole = started["parent"].read_bytes()
+    started["parent"].write_bytes(whole[: len(whole) // 2])  # a copy cut short is as good as none
+    assert run(dataclasses.replace(cfg, force=True)).status == "done"
+    assert started["parent"].read_bytes() == whole
     # The parent belongs to the identity: another parent seed, another child.
     other = run(dataclasses.replace(cfg, init_from=dataclasses.replace(cfg.init_from, parent="best", seeds=[1])))
     assert other.run_id != outcome.run_id
@@ -212,6 +216,15 @@ def test_a_missing_parent_is_refused_with_its_command(short):
         run(cfg)
 
 
+@pytest.mark.parametrize("folder", ["data", "my data", "it's (here)", "a,b=c{d}", "back\\slash"])
+def test_the_named_command_survives_a_shell_and_hydra(short, folder):
+    cfg = dataclasses.replace(short(LORA, "task=glue/rte"), data_dir=f"/tmp/{folder}")
+    words = shlex.split(parents.command(cfg, cfg.init_from))
+    again = compose_run([word for word in words[2:] if word != "-m"])
+    assert (again.data_dir, again.results_dir) == (cfg.data_dir, cfg.results_dir)
+    assert (again.experiment, again.task.name, again.scale.name) == (cfg.experiment, "mnli", "micro")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -223,6 +236,10 @@ def test_a_missing_parent_is_refused_with_its_command(short):
         (["trainer.learning_rate=inf"], "expected a finite number above 0"),
         (["task.validation_splits=[]"], "expected at least one of each"),
         (["results_dir=/proc/nope"], "results_dir=/proc/nope: cannot write there"),
+        (["backbone.dtype=float7"], "backbone.dtype='float7': expected one of float32, bfloat16, float64"),
+        (["method=lora", "method.alpha=nan"], "method.alpha=nan: expected a finite number"),
+        (["backbone.model_type=robert"], "transformers has no such model; methods attach to bert, roberta"),
+        (["+backbone.architecture.hiden_size=8"], "architecture.hiden_size: roberta has no such key"),
         (["trainer.regression_bias=mean"], "expected one of zero, label_mean"),
         (["trainer.max_length=600"], "max_length=600"),
         (["method=lora", "method.targets=[qwery]"], "match no projection of roberta: unknown ..qwery"),
@@ -260,6 +277,23 @@ def test_a_diverged_run_is_a_failed_record_with_a_flag(short):
     assert record["cause"] is not None
     assert record["cause"]["kind"] == "diverged"
     assert record["flags"] == ["nan_loss"]
+
+
+def test_a_forced_run_that_diverges_keeps_the_record_and_the_rest_of_its_pack(short):
+    good = short("method=houlsby", "task=glue/cola")
+    bad = short("method=houlsby", "task=glue/cola", "trainer.learning_rate=1e30", "trainer.max_grad_norm=1e30")
+    finished = run(good)
+    record = record_path(bad.results_dir, "custom", run(bad).run_id, "failed")
+    failure = json.loads(record.read_text())
+    # as if it had once finished: a record that a failure must not replace
+    done = json.loads(record_path(good.results_dir, "custom", finished.run_id).read_text())
+    path = record_path(bad.results_dir, "custom", failure["run_id"])
+    path.write_text(json.dumps(done | {"run_id": failure["run_id"]}))
+    kept = path.read_bytes()
+    outcomes = run_pack([dataclasses.replace(cfg, force=True) for cfg in (bad, good)])
+    assert [o.status for o in outcomes] == ["failed", "done"]
+    assert "already done" in outcomes[0].message
+    assert path.read_bytes() == kept
 
 
 def test_flags_of_a_run_that_did_not_learn(short):
@@ -326,6 +360,8 @@ def test_a_killed_sweep_leaves_no_workers(tmp_path):
         (["-m", "seed=0,1", "method=lora", "method.rnk=3"], "method.rnk: there is no key 'rnk'"),
         (["seed=abc"], "Value 'abc' of type 'str' could not be converted to Integer"),
         (["seed=-1"], "seed=-1: expected 0 to 4294967295"),
+        (["-m", "seed=range("], "no viable alternative at input 'range('; expected key=value"),
+        (["experiment=null"], "Config group override must be a string or a list"),
     ],
 )
 def test_the_command_refuses_a_configuration_in_one_sentence(words, sentence, tmp_path):

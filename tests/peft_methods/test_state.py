@@ -1,6 +1,8 @@
 """Saving and loading: what does not fit is refused in one sentence, and nothing is loaded."""
 
 import json
+import resource
+import signal
 from collections.abc import MutableSequence
 
 import pytest
@@ -94,7 +96,7 @@ def test_a_file_without_description_is_refused(attach_run, saved, snapshot):
 
 def test_the_header_tells_what_it_is(saved):
     with safe_open(saved, framework="pt") as file:
-        description = json.loads(file.metadata()["description"])
+        description = json.loads(file.metadata()["header"])["description"]
     assert description == {
         **{
             "method": "Lora",
@@ -176,6 +178,22 @@ def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
 
     monkeypatch.setattr("peft_methods.state.os.replace", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        write_safetensors({"x": torch.zeros(3)}, saved)
+        write_safetensors({"x": torch.zeros(3)}, saved, {})
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == [saved.name], "a temporary file stayed behind"
+
+
+def test_a_disk_that_is_full_is_an_oserror(saved):
+    """The library writing the file reports it with an exception of its own; here the system refuses more than 4 kB."""
+    before = saved.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*File too large"):
+            write_safetensors({"x": torch.zeros(100_000)}, saved, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
