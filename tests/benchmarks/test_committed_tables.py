@@ -1,0 +1,43 @@
+"""What is printed in results/tables and in the README is what the committed records say."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.report.main import main
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results"
+
+
+def table_lines(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+
+
+def test_the_committed_tables_are_those_of_the_committed_records(tmp_path: Path) -> None:
+    assert main(["--results", str(RESULTS), "--output", str(tmp_path)]) == 0
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    committed = {path.name: path.read_bytes() for path in (RESULTS / "tables").iterdir()}
+    del committed["param_counts.csv"]  # tests/benchmarks/test_params.py
+    assert written == committed
+
+
+def test_the_readmes_tables_are_the_committed_ones() -> None:
+    readme = table_lines(ROOT / "README.md")
+    for name, first in (("micro_lora_table2", "| majority class "), ("small", "| small/minilm_full ")):
+        start = next(number for number, line in enumerate(readme) if line.startswith(first)) - 2
+        committed = table_lines(RESULTS / "tables" / f"{name}.md")
+        until = next((n for n, line in enumerate(committed) if n > 1 and line.startswith("|  ")), len(committed))
+        assert readme[start : start + until] == committed[:until]
+
+
+def test_the_readmes_counts_are_the_committed_ones() -> None:
+    counts = pd.read_csv(RESULTS / "tables" / "param_counts.csv")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_lines(ROOT / "README.md")]
+    printed = [line for line in cells if len(line) == 6 and re.search(r"\d[M%x]$", line[1])]
+    expected = [
+        [row.row, row.printed, row.ours, f"{row.added_params:,}", f"{row.with_head_params:,}"]
+        for row in counts.itertuples()
+    ]
+    assert [line[:5] for line in printed] == expected
