@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return VERBS[verb](rest) or 0
     except _configuration_errors() as error:  # first: some are ValueErrors or OSErrors, too
-        from benchmarks.config import explain
+        from benchmarks.compose import explain
 
         print(f"peft-bench {verb}: {explain(error)}", file=sys.stderr)
         return 2
@@ -94,7 +94,7 @@ def _run(argv: Sequence[str]) -> int:
     _check_slurm(argv)
     import hydra
 
-    from benchmarks.config import CONF_DIR, register
+    from benchmarks.compose import CONF_DIR, register
     from benchmarks.sweep import expand_globs
 
     register()
@@ -132,7 +132,7 @@ def task(cfg: Any) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from benchmarks.config import typed
+    from benchmarks.compose import typed
     from benchmarks.run import run
 
     for noisy in ("httpx", "datasets", "filelock", "accelerate"):
@@ -158,7 +158,7 @@ def task(cfg: Any) -> None:
 
 
 def _run_help() -> str:
-    from benchmarks.config import choices
+    from benchmarks.compose import choices
 
     def wrapped(group: str) -> str:
         import textwrap

@@ -12,8 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Transformer
 from omegaconf import OmegaConf
 
-from benchmarks.config import CONF_DIR, choices
-from benchmarks.parents import compose_run
+from benchmarks.compose import CONF_DIR, choices, compose_run
 from benchmarks.setting import scientific, start
 
 

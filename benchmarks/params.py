@@ -28,7 +28,8 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from benchmarks.checks import check_architecture
-from benchmarks.config import CONF_DIR, RunConfig, register, typed
+from benchmarks.compose import CONF_DIR, register, typed
+from benchmarks.config import RunConfig
 from benchmarks.report.reference import DIRECTORY, TABLES, Reference, read_reference
 from peft_methods.attach import attach
 from peft_methods.counting import ParameterCounts, count_parameters

@@ -7,22 +7,12 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from safetensors import SafetensorError, safe_open
 
-from benchmarks.config import CONF_DIR, InitFromConfig, RunConfig, register, typed
+from benchmarks.compose import compose_run
+from benchmarks.config import InitFromConfig, RunConfig
 from peft_methods.attach import Attached
 from peft_methods.state import copy_trained, read_safetensors
-
-
-def compose_run(overrides: list[str]) -> RunConfig:
-    """The RunConfig that `peft-bench run` composes from these overrides."""
-    register()
-    if GlobalHydra.instance().is_initialized():
-        return typed(compose("config", overrides))
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return typed(compose("config", overrides))
 
 
 def parent_configs(cfg: RunConfig) -> list[RunConfig]:

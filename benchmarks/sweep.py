@@ -11,11 +11,8 @@ import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
-from benchmarks.config import CONF_DIR, RunConfig, choices, explain
-from benchmarks.parents import compose_run
+from benchmarks.compose import CONF_DIR, choices
 
 
 def expand(multirun: Sequence[str]) -> list[list[str]]:
@@ -52,14 +49,6 @@ def load_sweep(name: str) -> list[list[str]]:
     if not isinstance(multiruns, list) or not all(isinstance(m, list) and m for m in multiruns):
         raise ValueError(f"conf/sweep/{name}.yaml: expected a list of lists of Hydra overrides")
     return multiruns
-
-
-def compose_job(job: Sequence[str]) -> RunConfig:
-    """One run of a sweep. Raises ValueError that names it."""
-    try:
-        return compose_run(list(job))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(f"{' '.join(job)}: {explain(error)}") from error
 
 
 def main(argv: Sequence[str]) -> int:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 
+from benchmarks.compose import compose_job
 from benchmarks.config import RunConfig
-from benchmarks.sweep import compose_job
 
 
 @dataclass(frozen=True)

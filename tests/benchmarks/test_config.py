@@ -20,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from transformers import AutoConfig
 
 from benchmarks.checks import check_config
-from benchmarks.config import CONF_DIR, RunConfig, register, typed
+from benchmarks.compose import CONF_DIR, register, typed
+from benchmarks.config import RunConfig
 
 # Learning rate, batch, epochs and length by row, task and settings, read off the papers' tables apart from conf/recipe.
 # Empty: the paper sweeps it.

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
+from benchmarks.compose import compose_run
 from benchmarks.departures import departures
-from benchmarks.parents import compose_run
 
 LORA = "experiment=lora/table2_roberta_base_lora"
 SWEEP = "experiment=houlsby2019/table1_adapters_8_256"

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks import backbone
 from benchmarks.backbone import MICRO_BACKBONES, BackboneError, weights_digest, weights_of
+from benchmarks.compose import compose_run
 from benchmarks.identity import METHOD_VERSIONS, identity, run_id
-from benchmarks.parents import compose_run
 from benchmarks.record import read_record
 
 RECORDS = Path(__file__).parents[2] / "results" / "records"
@@ -111,7 +111,7 @@ def test_data_parents_and_result_versions_count(base, monkeypatch):
 
 
 def test_every_method_file_has_a_result_version():
-    from benchmarks.config import CONF_DIR
+    from benchmarks.compose import CONF_DIR
 
     for path in sorted((CONF_DIR / "method").glob("*.yaml")):
         assert compose_run([f"method={path.stem}"]).method["_target_"] in METHOD_VERSIONS

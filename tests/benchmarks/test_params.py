@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from benchmarks.config import CONF_DIR, register, typed
+from benchmarks.compose import CONF_DIR, register, typed
 from benchmarks.params import (
     CountRow,
     count_config,

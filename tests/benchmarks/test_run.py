@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks import backbone, parents
 from benchmarks import run as run_module
+from benchmarks.compose import compose_run
 from benchmarks.config import RunConfig, TrackingConfig
-from benchmarks.parents import compose_run
 from benchmarks.record import list_states, read_record, record_path
 from benchmarks.run import run, run_pack
 
