@@ -45,14 +45,15 @@ def compose_job(overrides: Sequence[str]) -> RunConfig:
 def register() -> None:
     """Store the schema in Hydra's ConfigStore; safe to call twice."""
     from benchmarks.controls import BagOfWords, Majority
-    from peft_methods.baselines import Full, HeadOnly
+    from peft_methods.baselines import Full, FullTop, HeadOnly
     from peft_methods.bitfit import BitFit
     from peft_methods.bottleneck import Houlsby, Pfeiffer
+    from peft_methods.ia3 import IA3
     from peft_methods.lora import Lora
 
     store = ConfigStore.instance()
     store.store(group="schema", name="run", node=RunConfig, package="_global_")
-    for method in (Full, HeadOnly, BitFit, Houlsby, Pfeiffer, Lora, Majority, BagOfWords):
+    for method in (Full, FullTop, HeadOnly, BitFit, Houlsby, Pfeiffer, Lora, IA3, Majority, BagOfWords):
         store.store(group="schema/method", name=method.__name__.lower(), node=_method_schema(method))
 
 

@@ -18,10 +18,12 @@ from benchmarks.setting import scientific
 LOOP_VERSION = 1
 METHOD_VERSIONS = {
     "peft_methods.baselines.Full": 1,
+    "peft_methods.baselines.FullTop": 1,
     "peft_methods.baselines.HeadOnly": 1,
     "peft_methods.bitfit.BitFit": 1,
     "peft_methods.bottleneck.Houlsby": 1,
     "peft_methods.bottleneck.Pfeiffer": 1,
+    "peft_methods.ia3.IA3": 1,
     "peft_methods.lora.Lora": 1,
     "benchmarks.controls.Majority": 1,
     "benchmarks.controls.BagOfWords": 1,

@@ -218,6 +218,19 @@ class Attached(nn.Module):
 
         return hook
 
+    def _hook_input(self, site: Site) -> Callable[..., tuple[Any, ...]]:
+        key = site.name.replace(".", "/")
+        owners = [dict(self.run(k).sites.items()).get(key) for k in range(len(self.runs))]
+
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
+            def through(k: int, x: Tensor) -> Tensor:
+                owner = owners[k]
+                return x if owner is None else owner(x)
+
+            return self._each_run([args[0]], through), *args[1:]
+
+        return hook
+
     def _install(self) -> None:
         """Put the hooks in place: dropouts first, so that a sub-layer site sees the output after its dropout."""
         table = Sites(self.backbone)
@@ -226,7 +239,9 @@ class Attached(nn.Module):
                 self._handles.append(module.register_forward_hook(self._hook_dropout(name, module.p)))
         names = {key.replace("/", ".") for run in self.runs for key in cast(RunModules, run).sites}
         for site in table.all:
-            if site.name in names:
+            if site.name in names and site.kind == "input":
+                self._handles.append(table.module(site).register_forward_pre_hook(self._hook_input(site)))
+            elif site.name in names:
                 self._handles.append(table.module(site).register_forward_hook(self._hook_site(site)))
         for i in range(table.num_layers):
             path = f"{table.architecture.layers}.{i}.{table.architecture.attention}"

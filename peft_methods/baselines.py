@@ -1,7 +1,7 @@
-"""Baselines: full fine-tuning, and the head alone.
+"""Baselines: full fine-tuning, the last layers alone, and the head alone.
 
-Full is one of the declared exceptions to the rule that the backbone is never touched: its parameters train in place,
-a copy is kept, and detaching restores it bit for bit. It therefore never shares a pack.
+Full and FullTop are the declared exceptions to the rule that the backbone is never touched: parameters of it
+train in place, a copy is kept, and detaching restores it bit for bit. They therefore never share a pack.
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,29 @@ class Full:
     def trained_in_place(self, sites: Sites) -> list[str]:
         """Names of the backbone parameters that train."""
         return [name for name, _ in sites.backbone.named_parameters()]
+
+
+@dataclass(frozen=True)
+class FullTop:
+    """The parameters of the last `layers` Transformer layers train, and the head (FT-top2 of Li & Liang 2021).
+
+    Added: none.
+    """
+
+    layers: int
+
+    def modules(self, sites: Sites) -> dict[Site, nn.Module]:
+        return {}
+
+    def trained_in_place(self, sites: Sites) -> list[str]:
+        """Names of the backbone parameters that train."""
+        if not 1 <= self.layers <= sites.num_layers:
+            raise ValueError(
+                f"layers={self.layers}: expected 1 to {sites.num_layers}, the backbone has {sites.num_layers}; "
+                "change method.layers"
+            )
+        paths = tuple(f"{sites.layer_path(-i)}." for i in range(1, self.layers + 1))
+        return [name for name, _ in sites.backbone.named_parameters() if name.startswith(paths)]
 
 
 @dataclass(frozen=True)

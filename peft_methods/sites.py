@@ -4,6 +4,7 @@ A site is a place in the forward pass of a frozen backbone. Its kind says what a
 (B rows of one run, T tokens, H width of the site):
 
     projection   forward(x, y): input x (B, T, in) and output y (B, T, out) of a linear map -> (B, T, out)
+    input        forward(x): input of a linear map (B, T, in) -> what the map gets instead (B, T, in)
     sublayer     forward(h): sub-layer output after its dropout, before the residual sum (B, T, H) -> (B, T, H)
     norm         forward(z, norm): the norm's input z (B, T, H) and the frozen norm itself -> (B, T, H)
 
@@ -17,7 +18,7 @@ from typing import Literal
 from torch import nn
 from transformers import PreTrainedModel
 
-Kind = Literal["projection", "sublayer", "norm"]
+Kind = Literal["projection", "input", "sublayer", "norm"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,15 @@ class Sites:
 
     def projections(self, roles: Collection[str], layers: Collection[int] | None = None) -> list[Site]:
         """Projections with one of `roles`, in order of depth; an unknown role is an error."""
+        self._check_projections(roles)
+        return self._select("projection", roles, layers)
+
+    def projection_inputs(self, roles: Collection[str], layers: Collection[int] | None = None) -> list[Site]:
+        """The inputs of projections with one of `roles`: sites named `layer.3.ffn_out_input`."""
+        self._check_projections(roles)
+        return self._select("input", [f"{role}_input" for role in roles], layers)
+
+    def _check_projections(self, roles: Collection[str]) -> None:
         known = {*self.architecture.projections, *self.architecture.outer_projections}
         unknown = sorted(set(roles) - known)
         if unknown or not roles:
@@ -101,7 +111,6 @@ class Sites:
                 f"targets={list(roles)} match no projection of {self.model_type}: unknown {unknown or 'empty list'} "
                 f"(known: {', '.join(sorted(known))}); change method.targets"
             )
-        return self._select("projection", roles, layers)
 
     def sublayers(self, roles: Collection[str], layers: Collection[int] | None = None) -> list[Site]:
         """Sub-layer outputs ("attention", "ffn") of the given layers, all layers by default."""
@@ -123,6 +132,10 @@ class Sites:
     def module(self, site: Site) -> nn.Module:
         """The frozen module hooked at `site`."""
         return self.backbone.get_submodule(site.path)
+
+    def layer_path(self, layer: int) -> str:
+        """The path of one Transformer layer; negative numbers count from the top."""
+        return f"{self.architecture.layers}.{range(self.num_layers)[layer]}"
 
     def layer_parameters(self) -> int:
         """Parameters of the Transformer layers alone: no embeddings, no pooler (the denominator of Houlsby et al.)."""
@@ -147,6 +160,7 @@ class Sites:
             prefix = f"{arch.layers}.{i}."
             for role, path in arch.projections.items():
                 yield self._site("projection", role, i, prefix + path)
+                yield self._site("input", f"{role}_input", i, prefix + path)
             for role, path in arch.sublayers.items():
                 yield self._site("sublayer", role, i, prefix + path)
             for role, path in arch.norms.items():
@@ -158,7 +172,7 @@ class Sites:
     def _site(self, kind: Kind, role: str, layer: int | None, path: str) -> Site:
         module = self.backbone.get_submodule(path)
         if isinstance(module, nn.Linear):
-            in_features, width = module.in_features, module.out_features
+            in_features, width = module.in_features, module.in_features if kind == "input" else module.out_features
         elif isinstance(module, nn.LayerNorm):
             in_features = width = module.normalized_shape[-1]
         else:

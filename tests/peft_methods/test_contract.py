@@ -19,11 +19,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from peft_methods.attach import Attached, Method, attach
-from peft_methods.baselines import Full, HeadOnly
+from peft_methods.baselines import Full, FullTop, HeadOnly
 from peft_methods.bitfit import BitFit
 from peft_methods.bottleneck import Houlsby, Pfeiffer
 from peft_methods.counting import count_parameters
 from peft_methods.heads import ClassificationHead
+from peft_methods.ia3 import IA3
 from peft_methods.lora import Lora
 from peft_methods.state import load_trained, save_trained
 
@@ -132,8 +133,16 @@ METHODS = [
         trained=lambda s, _: s.L * (s.H + s.F),
         added=nothing,
     ),
+    Case("ia3", lambda _: IA3(), trained=lambda s, _: s.L * (2 * s.H + s.F), added=lambda s, _: s.L * (2 * s.H + s.F)),
     Case("head_only", lambda _: HeadOnly(), trained=nothing, added=nothing),
     Case("full", lambda _: Full(), trained=everything, added=nothing, in_place=True),
+    Case(
+        "full_top",
+        lambda _: FullTop(2),
+        trained=lambda s, _: 2 * (4 * s.H * s.H + 4 * s.H + 2 * s.H * s.F + s.F + s.H + 4 * s.H),
+        added=nothing,
+        in_place=True,
+    ),
 ]
 
 

@@ -30,7 +30,8 @@ def test_hooked_modules_run_once_a_forward_and_batch_first(architecture, tiny_ba
     for site in table.all:
 
         def count(module, args, output, name=site.name):
-            calls.setdefault(name, []).append((len(args[0]), output.shape[-1]))
+            width = (args[0] if name.endswith("_input") else output).shape[-1]
+            calls.setdefault(name, []).append((len(args[0]), width))
 
         table.module(site).register_forward_hook(count)
     backbone(**tiny_batch(architecture, rows=5))
@@ -44,7 +45,10 @@ def test_widths(architecture, tiny_backbone):
     }
     square = dict.fromkeys(("query", "key", "value", "attention_output"), (12, 12))
     assert widths == {**square, "ffn_in": (12, 20), "ffn_out": (20, 12)}
-    assert {site.width for site in table.all if site.kind != "projection"} == {12}
+    assert {site.width for site in table.all if site.kind in ("sublayer", "norm")} == {12}
+    assert {role: table.by_name[f"layer.1.{role}_input"].width for role in ROLES} == {
+        role: in_features for role, (in_features, _) in widths.items()
+    }
 
 
 def test_selection_by_role_and_layer(architecture, tiny_backbone):
