@@ -4,7 +4,8 @@ import math
 
 from transformers import CONFIG_MAPPING, AutoConfig
 
-from benchmarks.config import BackboneConfig, RunConfig, TrainerConfig
+from benchmarks.compose import task_choice
+from benchmarks.config import BackboneConfig, RunConfig, TrainerConfig, is_control
 from benchmarks.devices import DEVICES, DTYPES, PRECISIONS
 from benchmarks.metrics import METRICS
 from peft_methods.sites import ARCHITECTURES
@@ -14,10 +15,16 @@ def check_config(cfg: RunConfig) -> None:
     """Raises ValueError: what was given, what is expected, where to change it."""
     if cfg.scale.name == "paper" and cfg.experiment != "custom" and cfg.recipe is None:
         raise ValueError(
-            f"no published recipe for experiment={cfg.experiment} task={cfg.task.dataset}/{cfg.task.name} "
+            f"no published recipe for experiment={cfg.experiment} task={task_choice(cfg.task.dataset, cfg.task.name)} "
             f"settings={cfg.settings}: expected conf/recipe/{cfg.settings}/{cfg.experiment}/"
-            f"{cfg.task.dataset}/{cfg.task.name}.yaml, or `recipe:` in the experiment file"
+            f"{task_choice(cfg.task.dataset, cfg.task.name)}.yaml, or `recipe:` in the experiment file"
         )
+    for name, used in (("data_dir", cfg.scale.data == "published"), ("backbone_dir", not cfg.scale.backbones)):
+        if getattr(cfg, name) is not None and not used:
+            raise ValueError(
+                f"{name}={getattr(cfg, name)}: scale={cfg.scale.name} has data and backbones of its own; "
+                "choose scale=small or scale=paper, or leave it out"
+            )
     _check_trainer(cfg.trainer)
     check_architecture(cfg.backbone)
     for key, value in cfg.method.items():
@@ -89,6 +96,10 @@ def _check_trainer(trainer: TrainerConfig) -> None:
 
 def check_pack(cfgs: list[RunConfig]) -> None:
     """The runs of a pack share backbone, scale, precision and checkpointing; everything else may differ."""
+    if len({is_control(cfg) for cfg in cfgs}) > 1:
+        raise ValueError("a pack holds controls without a backbone or runs with one, not both: split the pack")
+    if any(not cfg.backbone.pretrained for cfg in cfgs) and len({cfg.seed for cfg in cfgs}) > 1:
+        raise ValueError("a pack shares one backbone, and a random start draws it from the seed: split the pack")
     for name in ("backbone", "scale", "backbone_dir", "device", "threads", "results_dir"):
         if len({repr(getattr(cfg, name)) for cfg in cfgs}) > 1:
             raise ValueError(f"a pack shares one {name}, these runs differ in it: split the pack")

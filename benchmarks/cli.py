@@ -73,6 +73,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"peft-bench {verb}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except AssertionError as error:
+        if "Unexpected type for root" not in str(error):
+            raise
+        print(
+            f"peft-bench {verb}: an override reaches into a part that is null here; init_from.* is only for tasks that "
+            "start from a parent (name them in task=...)",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
@@ -132,17 +141,20 @@ def task(cfg: Any) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from benchmarks.compose import typed
+    from benchmarks.compose import explain, typed
     from benchmarks.run import run
 
     for noisy in ("httpx", "datasets", "filelock", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         outcome = run(typed(cfg))
-        text = f"{outcome.status}: {outcome.experiment} {outcome.task} seed {outcome.seed} [{outcome.run_id}]"
+        named = f"{outcome.experiment} {outcome.task} seed {outcome.seed} at scale {cfg.scale.name}"
+        text = f"{outcome.status}: {named} [{outcome.run_id}]"
         score = "" if outcome.score is None else f" {cfg.task.selection_metric} {outcome.score:.4f}"
         line = f"{text}{score} {outcome.seconds:.1f} s {outcome.message}".rstrip()
         failed = outcome.status == "failed"
+    except _configuration_errors() as error:  # of a parent
+        line, failed = f"peft-bench run: {explain(error)}", True
     except (ValueError, OSError) as error:
         line, failed = f"peft-bench run: {' '.join(str(error).split())}", True
     if not failed:

@@ -87,6 +87,11 @@ def choices(group: str) -> list[str]:
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
+def task_choice(dataset: str, name: str) -> str:
+    """What follows `task=`: "glue/rte", "wnli"."""
+    return f"{dataset}/{name}" if f"{dataset}/{name}" in choices("task") else name
+
+
 def explain(error: Exception) -> str:
     """Why a configuration could not be composed, as one sentence: Hydra's message with what exists instead."""
     both = [str(reason).partition("Config search path:")[0] for reason in (error, error.__cause__) if reason]

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Transformer
 from omegaconf import OmegaConf
 
-from benchmarks.compose import CONF_DIR, choices, compose_run
+from benchmarks.compose import CONF_DIR, choices, compose_run, task_choice
 from benchmarks.setting import scientific, start
 
 
@@ -25,7 +25,7 @@ def departures(config: Mapping[str, Any]) -> dict[str, list[Any]]:
     experiment, scale = config["experiment"], config["scale"]["name"]
     if experiment == "custom":
         return {}
-    task = _choice(config["task"])
+    task = task_choice(config["task"]["dataset"], config["task"]["name"])
     for group, name in (("experiment", experiment), ("task", task)):
         if name not in choices(group):
             return {group: [name, None]}
@@ -53,12 +53,6 @@ def _grid(experiment: str) -> dict[str, list[Any]]:
     return {k: list(o.sweep_iterator(Transformer.identity)) for k, o in swept.items() if o.is_sweep_override()}
 
 
-def _choice(task: Mapping[str, Any]) -> str:
-    """The name in conf/task/ of a task: "glue/rte", "wnli"."""
-    named = f"{task['dataset']}/{task['name']}"
-    return named if named in choices("task") else str(task["name"])
-
-
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
 
@@ -70,4 +64,6 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
                 flat[prefix + key] = value
 
     add(scientific(config) | {"init_from": start(config) or {}}, "")
-    return flat
+    # Not in the identity, which has the weights themselves; but whose weights they claim to be depends on these.
+    claimed = {name: config["backbone"].get(name) for name in ("hub_id", "weights_sha256", "dtype")}
+    return flat | {f"backbone.{name}": value for name, value in claimed.items()}

@@ -11,6 +11,7 @@ No weights, no network. results/reference/param_counts.csv names the convention 
 
 import argparse
 import csv
+import io
 import itertools
 import json
 import re
@@ -26,10 +27,12 @@ from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from benchmarks.checks import check_architecture
 from benchmarks.compose import CONF_DIR, register, typed
 from benchmarks.config import RunConfig
+from benchmarks.record import write_files
 from benchmarks.report.reference import DIRECTORY, TABLES, Reference, read_reference
 from peft_methods.attach import attach
 from peft_methods.counting import ParameterCounts, count_parameters
@@ -88,7 +91,9 @@ def count_config(cfg: RunConfig, num_labels: int) -> ParameterCounts:
         raise ValueError(f"{cfg.method['_target_']} has no parameters to count: choose a method that trains a backbone")
     check_architecture(cfg.backbone)
     backbone = _meta_backbone(cfg.backbone.model_type, cfg.backbone.pooler, json.dumps(cfg.backbone.architecture))
-    attached = attach(backbone, [instantiate(cfg.method)], [partial(ClassificationHead, backbone.config, num_labels)])
+    with no_init_weights():  # drawing values on the meta device takes longer than everything else
+        head = partial(ClassificationHead, backbone.config, num_labels)
+        attached = attach(backbone, [instantiate(cfg.method)], [head])
     try:
         return count_parameters(attached)
     finally:
@@ -128,13 +133,13 @@ def readings(printed: str, counts: ParameterCounts) -> list[str]:
 
 def write_rows(rows: Sequence[CountRow], path: Path) -> None:
     """The rows as CSV."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([field.name for field in fields(CountRow)])
-        for row in rows:
-            values = [getattr(row, field.name) for field in fields(CountRow)]
-            writer.writerow([f"{value:.4f}" if isinstance(value, float) else value for value in values])
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([field.name for field in fields(CountRow)])
+    for row in rows:
+        values = [getattr(row, field.name) for field in fields(CountRow)]
+        writer.writerow([f"{value:.4f}" if isinstance(value, float) else value for value in values])
+    write_files({path: file.getvalue().encode()})
 
 
 def main(argv: Sequence[str]) -> int:
@@ -167,7 +172,8 @@ def main(argv: Sequence[str]) -> int:
 def _meta_backbone(model_type: str, pooler: bool, architecture: str) -> PreTrainedModel:
     with torch.device("meta"):
         config = AutoConfig.for_model(model_type, **json.loads(architecture))
-        return AutoModel.from_config(config, add_pooling_layer=pooler)
+        with no_init_weights():
+            return AutoModel.from_config(config, add_pooling_layer=pooler)
 
 
 def _count_figure(cfg: RunConfig, figure: Mapping[Any, str]) -> tuple[ParameterCounts, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from benchmarks.compose import compose_run
+from benchmarks.compose import compose_job
 from benchmarks.config import InitFromConfig, RunConfig
 from peft_methods.attach import Attached
 from peft_methods.state import copy_trained, read_safetensors
@@ -28,9 +28,15 @@ def parent_configs(cfg: RunConfig) -> list[RunConfig]:
         f"settings={cfg.settings}",
         f"scale={cfg.scale.name}",
     ]
-    first = compose_run([*choices, f"seed={seeds[0]}", *init.overrides])
+    first = compose_job([*choices, f"seed={seeds[0]}", *init.overrides])
     if first.init_from is not None:
         raise ValueError(f"init_from: the parent {init.experiment} on {init.task} starts from a parent itself")
+    for name in ("_target_", "rank", "targets", "bottleneck_dim"):  # what gives the tensors their shapes
+        if first.method.get(name) != cfg.method.get(name):
+            raise ValueError(
+                f"init_from: this run has method.{name}={cfg.method.get(name)}, its parent {first.method.get(name)}; "
+                f"give the parent the same: 'init_from.overrides=[\"method.{name}={cfg.method.get(name)}\"]'"
+            )
     places = {name: getattr(cfg, name) for name in ("data_dir", "backbone_dir", "results_dir", "device", "threads")}
     first = dataclasses.replace(first, tracking=cfg.tracking, **places)
     return [dataclasses.replace(copy.deepcopy(first), seed=seed) for seed in seeds]

@@ -84,8 +84,7 @@ def write_record(results_dir: Path | str, record: Record, predictions: Mapping[s
         packed = gzip.compress(text.encode(), mtime=0)  # no time stamp: equal predictions are equal files
         contents = {predictions_path(results_dir, experiment, run_id): packed} | contents
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_together(contents)
+        write_files(contents)
         if path != failed:
             failed.unlink(missing_ok=True)
     except OSError as error:
@@ -96,8 +95,21 @@ def write_record(results_dir: Path | str, record: Record, predictions: Mapping[s
     return path
 
 
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write all files of one folder or none: temporaries beside their targets, fsync, then renames in the order given.
+
+    Raises OSError that names the file.
+    """
+    try:
+        next(iter(contents)).parent.mkdir(parents=True, exist_ok=True)
+        _write_together(contents)
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(error.errno, error.strerror, str(next(iter(contents)))) from error
+        raise
+
+
 def _write_together(contents: Mapping[Path, bytes]) -> None:
-    """Write all files or none: temporaries beside their targets, fsync, then renames in the order given."""
     temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
     new = [path for path in contents if not path.exists()]
     try:

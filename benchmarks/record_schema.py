@@ -158,9 +158,56 @@ def check(record: object) -> None:
         raise RecordError(f"cause {record['cause']!r}: expected an object with kind and message")
     if wrong := [key for key in _OBJECTS_OF_DONE if done and not isinstance(record[key], dict)]:
         raise RecordError(f"{', '.join(wrong)}: expected objects")
+    _check_types(record)
     scores = record.get("scores") or []
     if not isinstance(scores, list) or done != bool(scores):
         raise RecordError(f"a {record['status']} run {'without' if done else 'with'} scores")
     fields = Score.__annotations__.keys()
     if not all(isinstance(score, dict) and score.keys() >= fields for score in scores):
         raise RecordError(f"a score lacks one of {', '.join(fields)}")
+    for score in scores:
+        value = score["score"]
+        if not (value is None or (isinstance(value, int | float) and not abs(value) > 1 + 1e-9)):
+            raise RecordError(f"score {value!r} of {score['metric']} on {score['split']}: expected a fraction or null")
+        if not isinstance(score["n"], int) or not isinstance(score["epoch"], int | float | None):
+            raise RecordError(
+                f"a score on {score['split']} with n={score['n']!r}, epoch={score['epoch']!r}: no numbers"
+            )
+
+
+# What the report reads: where in the record, and the types it may have. Absent is as good as null.
+_TYPES: dict[tuple[type, ...], list[str]] = {
+    (str,): ["run_id", "experiment", "scale", "settings", "task"],
+    (int,): ["seed"],
+    (list,): ["parents", "flags", "history"],
+    (dict,): [
+        *("departures", "config", "identity", "backbone", "data", "params", "numerics", "cost", "provenance"),
+        *("config.trainer", "config.method", "data.rows"),
+    ],
+    (int, float): [
+        *(f"config.trainer.{name}" for name in ("learning_rate", "batch_size", "epochs")),
+        *(f"config.method.{name}" for name in ("bottleneck_dim", "rank", "alpha")),
+        *(f"params.{name}" for name in Params.__annotations__),
+        *(f"cost.{name}" for name in Cost.__annotations__),
+        *("data.rows.train", "numerics.threads", "numerics.pack"),
+    ],
+}
+_PATHS = [(path, path.split("."), types) for types, paths in _TYPES.items() for path in paths]
+
+
+def _check_types(record: dict[str, Any]) -> None:
+    for path, keys, types in _PATHS:
+        value: Any = record
+        for key in keys:
+            value = value.get(key)
+            if value is None:
+                break
+        if not isinstance(value, types) and (value is not None or path in _OF_FAILED):
+            raise RecordError(f"{path} is {value!r}: expected {' or '.join(t.__name__ for t in types)}")
+    if record["scale"] not in ("paper", "small", "micro"):
+        raise RecordError(f"scale is {record['scale']!r}: expected paper, small or micro")
+    for name in ("parents", "flags"):
+        if not all(isinstance(item, str) for item in record.get(name) or ()):
+            raise RecordError(f"{name} is {record[name]!r}: expected a list of texts")
+    if not all(isinstance(both, list) and len(both) == 2 for both in (record.get("departures") or {}).values()):
+        raise RecordError(f"departures is {record['departures']!r}: expected [given, expected] by key")

@@ -76,6 +76,14 @@ def run(cfg: RunConfig, show_progress: bool = True) -> Outcome:
 
 def run_pack(cfgs: Sequence[RunConfig], show_progress: bool = True) -> list[Outcome]:
     """K runs on one backbone, trained together; those whose record exists are left out."""
+    threads = torch.get_num_threads()
+    try:
+        return _run_pack(cfgs, show_progress)
+    finally:
+        torch.set_num_threads(threads)  # `threads` is of these runs, not of the process
+
+
+def _run_pack(cfgs: Sequence[RunConfig], show_progress: bool) -> list[Outcome]:
     start = time.perf_counter()
     check_pack(list(cfgs))
     prepared = [_prepare(cfg, show_progress) for cfg in cfgs]

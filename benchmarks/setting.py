@@ -11,7 +11,7 @@ import orjson
 
 # What a sweep searches over; columns of their own in the report.
 SEARCHED = {"trainer": ("learning_rate", "batch_size", "epochs"), "method": ("bottleneck_dim", "rank", "alpha")}
-# Fields that change speed or memory, or the last bits only: they belong to the numerics class of the record.
+# Fields that change speed, memory or rounding: they belong to the numerics class of the record.
 _NOT_SCIENTIFIC = {
     "backbone": {"architecture", "dtype", "hub_id", "weights_sha256"},
     "trainer": {"eval_batch_size", "precision", "gradient_checkpointing"},

@@ -26,6 +26,8 @@ def expand_globs(overrides: Sequence[str]) -> list[str]:
     expands to nothing without a word."""
     expanded = []
     for word in overrides:
+        if word.startswith(("recipe=", "tuned=")):  # Hydra would take a name without a file for "no file"
+            raise ValueError(f"{word}: it follows from experiment, task, settings and scale; change values one by one")
         if "=glob(" not in word:
             expanded.append(word)
             continue
@@ -46,8 +48,11 @@ def load_sweep(name: str) -> list[list[str]]:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise ValueError(f"no sweep {name!r}: expected one of {known}, or a new file {path.name} in conf/sweep/")
     multiruns = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(multiruns, list) or not all(isinstance(m, list) and m for m in multiruns):
-        raise ValueError(f"conf/sweep/{name}.yaml: expected a list of lists of Hydra overrides")
+    if not isinstance(multiruns, list) or not all(
+        isinstance(multirun, list) and multirun and all(isinstance(word, str) for word in multirun)
+        for multirun in multiruns
+    ):
+        raise ValueError(f"conf/sweep/{name}.yaml: expected a list of lists of Hydra overrides, each a text")
     return multiruns
 
 

@@ -28,10 +28,6 @@ from peft_methods.state import copy_trained, trained_tensors
 LOSS_CHECK_STEPS = 20  # how often losses are read back from the device and checked
 
 
-class Diverged(RuntimeError):
-    """A run whose loss stopped being a number."""
-
-
 @dataclass
 class Job:
     """One run's part in a pack: its configuration, its tokenized splits, and who wants to hear of its evaluations."""

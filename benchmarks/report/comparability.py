@@ -6,7 +6,7 @@ paper's, and no run of the cell is suspicious.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +44,18 @@ def not_run(printed: Mapping[Any, Any]) -> Comparison:
     return Comparison(None, f"not run: {command(printed['experiment'])}", False)
 
 
-def compare(printed: Mapping[Any, Any], ours: Mapping[Any, Any], rule: str, reference: Reference) -> Comparison:
-    """Compare a cell made by `rule` (a line of selection.py) with a printed one (a line of results/reference)."""
+def compare(
+    printed: Mapping[Any, Any], ours: Mapping[Any, Any], rule: str, reference: Reference, failed: Sequence[str] = ()
+) -> Comparison:
+    """Compare a cell made by `rule` (a line of selection.py) with a printed one (a line of results/reference).
+
+    failed: the causes of the cell's runs that failed.
+    """
     if reason := _other_task(printed, ours, reference):
         return Comparison(None, f"not comparable ({reason})", False)
+    if failed:
+        reason = f"{len(failed)} more runs failed: {', '.join(sorted(set(failed)))}"
+        return Comparison(None, f"not comparable ({reason})", True)
     if reason := _other_protocol(printed, ours, rule):
         return Comparison(None, f"not comparable ({reason})", True)
     return Comparison(100 * ours["score"] - printed["value"], None, True)
@@ -88,6 +96,8 @@ def _other_protocol(printed: Mapping[Any, Any], ours: Mapping[Any, Any], rule: s
         return "settings of the runs unknown"
     if ours["departures"]:
         return f"not the published settings: {ours['departures']}"
+    if not ours["clean"]:
+        return "made by code that no commit holds, or that no checkout names"
     if ours["flags"]:
         return f"a run is flagged: {ours['flags'].replace('_', ' ')}"
     if printed["selection_rule"] != rule:

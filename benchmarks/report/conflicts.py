@@ -10,7 +10,7 @@ import pandas as pd
 
 from benchmarks.report.selection import GROUP, RUN, SEARCHED, is_swept
 
-_MUST_AGREE = ["backbone", "backbone_sha256", "data_source", "data_sha256", "setting"]
+_MUST_AGREE = ["backbone", "backbone_sha256", "data_source", "data_sha256", "dtype", "setting"]
 _SCRATCH = "_scratch"  # a random start is another backbone with every seed
 
 
@@ -63,9 +63,17 @@ def _differing(runs: pd.DataFrame, names: list[str]) -> Iterator[Conflict]:
     varied = runs.groupby(GROUP)[names].nunique(dropna=False) > 1
     for group in varied.index[varied.any(axis=1)]:
         of_group = runs[(runs[GROUP] == list(group)).all(axis=1)]
-        shown = {name: "departures" if name == "setting" else name for name in names if varied.loc[group, name]}
-        listed = [f"{name} ({_some(of_group[values].unique())})" for name, values in shown.items()]
+        listed = [
+            _settings(of_group) if name == "setting" else f"{name} ({_some(of_group[name].unique())})"
+            for name in names
+            if varied.loc[group, name]
+        ]
         yield Conflict(group, f"its seeds differ in {', '.join(listed)}")
+
+
+def _settings(runs: pd.DataFrame) -> str:
+    departures = runs["departures"].unique()
+    return f"setting ({_some(departures)})" if len(departures) > 1 else "result versions or fields of the configuration"
 
 
 def _difference(runs: pd.DataFrame) -> str:

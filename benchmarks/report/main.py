@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.record import RECORDS, Problem
+from benchmarks.record import RECORDS, Problem, write_files
 from benchmarks.report import micro, parameters, small, tables, tables_page
 from benchmarks.report.conflicts import conflicts
 from benchmarks.report.reference import DIRECTORY, TABLES, Reference, read_reference
@@ -56,13 +56,16 @@ def write_tables(
 ) -> list[str]:
     """Write every table and an index into `output`; return the pages of our own tables that have runs."""
     index, shown = [], []
-    for name, title in TABLES.items():
-        params = parameters.beside_printed(reference, name, counts)
-        beside = tables.beside_paper(frame, name, reference)
-        text = tables_page.paper_page(beside, name, parameters.parameters_markdown(params))
-        write(output, name, text, beside)
-        comparable = int(beside["difference"].notna().sum())
-        index.append(_entry(name, title, f"{comparable} of {len(beside)} cells comparable"))
+    for table_name, title in TABLES.items():
+        params = parameters.beside_printed(reference, table_name, counts)
+        for settings in _settings(frame, tables.SCALE):
+            beside = tables.beside_paper(frame, table_name, reference, settings)
+            name = table_name if settings == "paper" else f"{table_name}_{settings}"
+            text = tables_page.paper_page(beside, table_name, parameters.parameters_markdown(params), settings)
+            write(output, name, text, beside)
+            comparable = int(beside["difference"].notna().sum())
+            shown_title = title if settings == "paper" else f"{title} ({settings} settings)"
+            index.append(_entry(name, shown_title, f"{comparable} of {len(beside)} cells comparable"))
     for table in micro.MICRO_TABLES:
         for settings in _settings(frame, micro.SCALE):
             cells = micro.micro_table(frame, table, settings)
@@ -82,9 +85,8 @@ def write_tables(
     states = runs["status"].value_counts()
     about = f"From {states.get('done', 0)} finished and {states.get('failed', 0)} failed runs, by `peft-bench report`."
     listed = f"## Problems\n\n{bullets([str(problem) for problem in problems])}" if problems else ""
-    output.mkdir(parents=True, exist_ok=True)
     index_page = page("Tables", about, bullets(index), _in_no_table(runs, reference), listed)
-    (output / "README.md").write_text(index_page, encoding="utf-8")
+    write_files({output / "README.md": index_page.encode()})
     return shown
 
 

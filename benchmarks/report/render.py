@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.record import write_files
+
 HOLE = "—"
 
 
@@ -45,8 +47,7 @@ def bullets(lines: Sequence[str]) -> str:
 
 def write(folder: Path, name: str, text: str, table: pd.DataFrame) -> list[Path]:
     """Write a page as <name>.md and its numbers, one cell a line, as <name>.csv; return both paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     markdown, csv = folder / f"{name}.md", folder / f"{name}.csv"
-    markdown.write_text(text, encoding="utf-8")
-    table.to_csv(csv, index=False, float_format="%.6g", lineterminator="\n")
+    numbers = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    write_files({markdown: text.encode(), csv: numbers.encode()})
     return [markdown, csv]

@@ -62,6 +62,7 @@ class ResultRow:
     tokens_per_second: float | None
     peak_memory_bytes: int | None
     git_commit: str | None
+    git_dirty: bool | None  # made by code that differs from that commit; None: not from a checkout
     # One score of the run:
     split: str | None
     checkpoint: str | None  # best, last
@@ -84,7 +85,7 @@ _FIELDS = {  # the part of the record -> the row's field -> its key there
     "config.method": {name: name for name in ("bottleneck_dim", "rank", "alpha")},
     "numerics": {name: name for name in ("device", "dtype", "threads", "pack")},
     "cost": {name: name for name in ("train_seconds", "tokens_per_second", "peak_memory_bytes")},
-    "provenance": {"git_commit": "git_commit"},
+    "provenance": {"git_commit": "git_commit", "git_dirty": "git_dirty"},
 }
 _PLAN = [(path.split("."), list(names.items())) for path, names in _FIELDS.items()]
 _NO_SCORE = dict.fromkeys(_SCORE)

@@ -28,7 +28,8 @@ CONSTANT = [
 ]  # of all runs of a cell, see conflicts.py
 CELL_COLUMNS = [
     *CELL,
-    *("score", "std", "low", "high", "seeds", "searched", "picked", "flags", "departures", "run_ids", "examples"),
+    *("score", "std", "low", "high", "seeds", "searched", "picked", "flags", "departures", "clean", "run_ids"),
+    "examples",
     "method_params",
     *CONSTANT,
 ]
@@ -129,7 +130,10 @@ def _cells(
     runs = (rows if candidates is None else candidates).drop_duplicates(RUN).groupby(GROUP)
     searched, seeds = runs.size().to_dict(), runs["seed"].nunique().to_dict()
     varied = (runs[SEARCHED].nunique() > 1).to_dict("index")
-    values = {name: rows[name].to_numpy() for name in ("score", "flags", "departures", "run_id", "n", "method_params")}
+    values = {
+        name: rows[name].to_numpy()
+        for name in ("score", "flags", "departures", "git_dirty", "run_id", "n", "method_params")
+    }
     shared = {name: rows[name].to_numpy() for name in [*SEARCHED, *CONSTANT]}
     lines: list[dict[str, Any]] = []
     positions = cast("dict[tuple[str, ...], Any]", rows.groupby(CELL, sort=False).indices)
@@ -148,6 +152,7 @@ def _cells(
                 "picked": ", ".join(f"{name} {shared[name][first]:g}" for name in SEARCHED if varied[group][name]),
                 "flags": " ".join(sorted(set(" ".join(values["flags"][at]).split()))),
                 "departures": _union(values["departures"][at]),
+                "clean": all(dirty is False for dirty in values["git_dirty"][at]),
                 "run_ids": " ".join(values["run_id"][at]),
                 "examples": values["n"][first],
                 "method_params": values["method_params"][first],

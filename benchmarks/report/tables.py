@@ -34,7 +34,7 @@ def beside_paper(frame: pd.DataFrame, name: str, reference: Reference, settings:
         for rule in dict.fromkeys(_OURS.get(rule, rule) for rule in printed["selection_rule"])
         for line in RULES[rule](frame).to_dict("records")
     }
-    failed = frame[frame["status"] == "failed"].groupby(["experiment", "task"])["cause"].agg(set).to_dict()
+    failed = frame[frame["status"] == "failed"].groupby(["experiment", "task"])["cause"].agg(list).to_dict()
     refused = {(conflict.group[0], conflict.group[3]): conflict.cause for conflict in conflicts(frame)}
     lines = []
     for cell in printed.to_dict("records"):
@@ -44,9 +44,9 @@ def beside_paper(frame: pd.DataFrame, name: str, reference: Reference, settings:
         if key in refused:
             result, ours = Comparison(None, f"conflict ({refused[key]})", False), None
         elif ours is not None:
-            result = compare(cell, ours, rule, reference)
+            result = compare(cell, ours, rule, reference, failed.get(key, ()))
         elif key in failed:
-            result = Comparison(None, f"failed ({', '.join(sorted(failed[key]))})", False)
+            result = Comparison(None, f"failed ({', '.join(sorted(set(failed[key])))})", False)
         elif cell["metric"] == "glue_score":
             result = Comparison(None, "not comparable (score of the GLUE server)", False)
         else:

@@ -22,7 +22,7 @@ _ABOUT = {
 }
 
 
-def paper_page(table: pd.DataFrame, name: str, parameters: str) -> str:
+def paper_page(table: pd.DataFrame, name: str, parameters: str, settings: str = "paper") -> str:
     """The page of one paper's table (`tables.beside_paper`) with its parameter counts (text)."""
     reasons = _Reasons()
     lines: list[list[str]] = []
@@ -34,7 +34,7 @@ def paper_page(table: pd.DataFrame, name: str, parameters: str) -> str:
         if of_row["difference"].notna().any():
             lines.append(["", "difference", *(_difference(cell) for cell in cells)])
     return page(
-        TABLES[name],
+        TABLES[name] if settings == "paper" else f"{TABLES[name]} ({settings} settings)",
         _ABOUT[name],
         markdown_table(["", "", *columns], lines, left=2),
         bullets([*_legend(table), *reasons.legend()]),

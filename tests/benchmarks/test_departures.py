@@ -37,6 +37,12 @@ def test_every_other_value_is_one() -> None:
     changed = of(*paper, "method=bitfit")
     assert changed["method._target_"] == ["peft_methods.bitfit.BitFit", "peft_methods.lora.Lora"]
     assert changed["method.rank"] == [None, 8]
+    elsewhere = of(*paper, "backbone.hub_id=someone/else", "backbone.weights_sha256=abc", "backbone.dtype=bfloat16")
+    assert elsewhere == {
+        "backbone.dtype": ["bfloat16", "float32"],
+        "backbone.hub_id": ["someone/else", "FacebookAI/roberta-base"],
+        "backbone.weights_sha256": ["abc", None],
+    }
     assert "backbone.pretrained" in of(*paper, "backbone.pretrained=false")
     assert of(SWEEP, "task=glue/rte", "scale=paper", "trainer.learning_rate=1e-3").keys() == {"trainer.learning_rate"}
     assert of(LORA, "task=glue/rte", "scale=paper", "init_from=null").keys() >= {"init_from.experiment"}

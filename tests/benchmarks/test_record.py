@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,6 +100,10 @@ def test_a_finished_run_replaces_its_failure_and_never_the_reverse(tmp_path: Pat
     assert [record["status"] for record in read_records(tmp_path)[0]] == ["done"]
 
 
+def changed(**keys: Any) -> Callable[[str], str]:
+    return lambda text: json.dumps(json.loads(text) | keys)
+
+
 @pytest.mark.parametrize(
     ("spoil", "cause"),
     [
@@ -108,6 +114,16 @@ def test_a_finished_run_replaces_its_failure_and_never_the_reverse(tmp_path: Pat
         (lambda text: text.replace('"scores":', '"score":'), "lacks scores"),
         (lambda text: text.replace('"status": "done"', '"status": "running"'), "status 'running'"),
         (lambda text: text.replace('"metric": "accuracy"', '"metrics": "accuracy"'), "a score lacks one of"),
+        (changed(seed="zero"), "seed is 'zero': expected int"),
+        (changed(task=None), "task is None: expected str"),
+        (changed(scale="huge"), "scale is 'huge': expected paper, small or micro"),
+        (changed(flags=[3]), r"flags is [3]: expected a list of texts"),
+        (changed(departures={"x": 5}), "expected [given, expected] by key"),
+        (changed(data={"rows": [1]}), "data.rows is [1]: expected dict"),
+        (changed(config={"trainer": [1]}), "config.trainer is [1]: expected dict"),
+        (changed(params={"method": "many"}), "params.method is 'many': expected int or float"),
+        (lambda text: text.replace('"score": 0.7', '"score": 73.2'), "score 73.2 of accuracy on "),
+        (lambda text: text.replace('"score": 0.7', '"score": "high"'), "score 'high' of accuracy on "),
         (lambda text: text.replace(EXPERIMENT, "houlsby2019/table1_full"), "it was moved or copied"),
     ],
 )

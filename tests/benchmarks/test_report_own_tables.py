@@ -1,5 +1,7 @@
 """Our own tables: holes, failures, flags, few seeds and picks are all visible."""
 
+import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -227,6 +229,25 @@ def test_report_prints_our_tables_and_names_problems(tmp_path: Path, capsys: pyt
     assert "two runs for seed 0" in errors
     assert "is not whole JSON" in (output / "README.md").read_text()
     assert bad.exists()
+
+
+def test_a_full_disk_leaves_the_tables_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_record(tmp_path, made_record(FULL, "rte", 0, 0.7))
+    assert main(["--results", str(tmp_path)]) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
+    write_record(tmp_path, made_record(FULL, "cola", 0, 0.7))
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(["--results", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "No space left on device" in error
+    assert "houlsby2019_table1.md" in error
+    assert {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()} == before
 
 
 def test_the_same_records_give_the_same_files(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The papers' tables: the printed numbers themselves, and a difference only where it is allowed."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 from benchmarks.record import Record
 from benchmarks.report import parameters, tables, tables_page
 from benchmarks.report.bench import made_record
+from benchmarks.report.main import write_tables
 from benchmarks.report.reference import TABLES, Reference, read_reference
 from benchmarks.report.rows import frame_of
 from benchmarks.report.selection import RULES
@@ -139,6 +141,20 @@ REFUSALS: list[tuple[str, Callable[[Reference], list[Record]], bool]] = [
         lambda r: five(r, "rte", flags=("parameters_did_not_move",)),
         True,
     ),
+    (
+        "not comparable (2 more runs failed: diverged, error)",
+        lambda r: [
+            *five(r, "rte"),
+            published(r, "rte", 5, None, failed="diverged"),
+            published(r, "rte", 6, None, failed="error"),
+        ],
+        True,
+    ),
+    (
+        "not comparable (made by code that no commit holds",
+        lambda r: five(r, "rte", provenance={"git_commit": "0" * 40, "git_dirty": True, "created": ""}),
+        True,
+    ),
     ("not comparable (NaN)", lambda r: five(r, "rte", scores=(0.8, 0.8, float("nan"), 0.8, 0.8)), True),
 ]
 
@@ -187,10 +203,15 @@ def test_copied_rows_and_unclear_splits_are_not_compared(reference: Reference) -
     assert cell(table, "RTE", "lora/table2_deberta_xxl_lora")["reason"].startswith("not run (no experiment file yet")
 
 
-def test_script_settings_are_apart_from_the_papers(reference: Reference) -> None:
+def test_script_settings_are_apart_from_the_papers(reference: Reference, tmp_path: Path) -> None:
     frame = frame_of(five(reference, "rte", settings="script"))
     assert cell(tables.beside_paper(frame, "lora_table2", reference), "RTE")["reason"].startswith("not run")
     assert cell(tables.beside_paper(frame, "lora_table2", reference, "script"), "RTE")["reason"] == ""
+    pages = write_tables(frame, reference, None, tmp_path)
+    assert pages == []
+    assert "+0.4" in (tmp_path / "lora_table2_script.md").read_text()
+    assert "+0.4" not in (tmp_path / "lora_table2.md").read_text()
+    assert "(script settings)](lora_table2_script.md)" in (tmp_path / "README.md").read_text()
 
 
 def test_the_page_shows_printed_ours_difference_and_reasons(reference: Reference) -> None:

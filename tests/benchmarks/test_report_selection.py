@@ -192,9 +192,13 @@ def test_seeds_that_differ_in_setting_or_data_are_named() -> None:
     assert "its seeds differ in setting (none, trainer.max_steps 100 (not None))" in cause
     (cause,) = causes(sized(8, 0, 0.8, 0.8), sized(64, 1, 0.8, 0.8, **cut))  # in a sweep, too
     assert "its seeds differ in setting" in cause
+    half = made_record(LORA, "rte", 1, 0.8)
+    half["numerics"]["dtype"] = "bfloat16"
+    (cause,) = causes(made_record(LORA, "rte", 0, 0.8), half)
+    assert "its seeds differ in dtype (float32, bfloat16)" in cause
     newer = made_record(LORA, "rte", 1, 0.8)
     newer["identity"]["versions"] = {"loop": 2, "method": 1, "task": 1}
     (cause,) = causes(made_record(LORA, "rte", 0, 0.8), newer)
-    assert "its seeds differ in setting" in cause
+    assert "its seeds differ in result versions or fields of the configuration" in cause
     (cause,) = causes(sized(8, 0, 0.8, 0.8, source="micro-1"), sized(64, 1, 0.8, 0.8, source="micro-2"))
     assert "data_source (micro-1, micro-2)" in cause

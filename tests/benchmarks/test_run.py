@@ -148,6 +148,21 @@ def test_two_data_parallel_processes_train_what_one_does(short, tmp_path):
     assert [s["score"] for s in record["scores"]] == [s["score"] for s in record_of(alone, outcome)["scores"]]
 
 
+def test_what_cannot_share_a_pack_is_refused(short):
+    random = [short("method=head_only", "backbone.pretrained=false", f"seed={seed}") for seed in (0, 1)]
+    with pytest.raises(ValueError, match="a random start draws it from the seed: split the pack"):
+        run_pack(random)
+    with pytest.raises(ValueError, match="controls without a backbone or runs with one, not both"):
+        run_pack([short("method=majority"), short("method=lora")])
+
+
+def test_threads_are_of_the_run_and_not_of_the_process(short):
+    before = torch.get_num_threads()
+    cfg = dataclasses.replace(short("method=majority"), threads=before + 1)
+    assert run(cfg).status == "done"
+    assert torch.get_num_threads() == before
+
+
 def test_controls_need_no_backbone(short):
     for method in ("majority", "bag_of_words"):
         for task in ("mnli", "stsb"):
@@ -236,6 +251,13 @@ def test_the_named_command_survives_a_shell_and_hydra(short, folder):
         (["trainer.learning_rate=inf"], "expected a finite number above 0"),
         (["task.validation_splits=[]"], "expected at least one of each"),
         (["results_dir=/proc/nope"], "results_dir=/proc/nope: cannot write there"),
+        (["data_dir=/tmp"], "data_dir=/tmp: scale=micro has data and backbones of its own"),
+        (["backbone_dir=/tmp"], "backbone_dir=/tmp: scale=micro has data and backbones of its own"),
+        (
+            [LORA, "task=glue/rte", "method.rank=4"],
+            r"this run has method.rank=4, its parent 1; .*'init_from.overrides=\[\"method.rank=4\"\]'",
+        ),
+        (["scale=paper", LORA, "task=wnli"], r"expected conf/recipe/paper/lora/table2_roberta_base_lora/wnli.yaml"),
         (["backbone.dtype=float7"], "backbone.dtype='float7': expected one of float32, bfloat16, float64"),
         (["method=lora", "method.alpha=nan"], "method.alpha=nan: expected a finite number"),
         (["backbone.model_type=robert"], "transformers has no such model; methods attach to bert, roberta"),
@@ -361,6 +383,11 @@ def test_a_killed_sweep_leaves_no_workers(tmp_path):
         (["seed=abc"], "Value 'abc' of type 'str' could not be converted to Integer"),
         (["seed=-1"], "seed=-1: expected 0 to 4294967295"),
         (["-m", "seed=range("], "no viable alternative at input 'range('; expected key=value"),
+        (["recipe=foo"], "recipe=foo: it follows from experiment, task, settings and scale"),
+        (
+            [LORA, "task=glue/cola", "init_from.if_missing=error"],
+            "init_from.* is only for tasks that start",
+        ),
         (["experiment=null"], "Config group override must be a string or a list"),
     ],
 )
