@@ -6,6 +6,7 @@ its backbones and tokenized data from run to run.
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -48,6 +49,8 @@ def run_all(jobs: Sequence[Sequence[str]], workers: int) -> list[Line]:
                         lines.append(future.result())
                         display.show(lines[-1])
         except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # what they write is whole or absent (record.py)
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         finally:
@@ -111,13 +114,14 @@ def _start(workers: int) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent ends the others
     if workers > 1:
         torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A killed sweep leaves no workers behind. What they write is whole or absent (record.py)."""
+    """A killed sweep leaves no workers behind."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -372,6 +373,22 @@ def test_a_killed_sweep_leaves_no_workers(tmp_path):
             return
         time.sleep(0.1)
     pytest.fail(f"still there 10 s after the sweep was killed: {children}")
+
+
+def test_an_interrupted_sweep_says_so_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "sweep", "micro", f"results_dir={tmp_path}", "--workers", "1"]
+    command += ["trainer.max_steps=3"]
+    sweep = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(tmp_path.rglob("*.json")):
+        assert sweep.poll() is None
+        time.sleep(0.1)
+    os.killpg(sweep.pid, signal.SIGINT)  # as Ctrl-C in a terminal
+    _, errors = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130
+    assert errors.splitlines()[-1] == "interrupted; the same command continues where it stopped"
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize(
