@@ -47,13 +47,13 @@ def register() -> None:
     from benchmarks.controls import BagOfWords, Majority
     from peft_methods.baselines import Full, FullTop, HeadOnly
     from peft_methods.bitfit import BitFit
-    from peft_methods.bottleneck import Houlsby, Pfeiffer
+    from peft_methods.bottleneck import Houlsby, Parallel, Pfeiffer
     from peft_methods.ia3 import IA3
     from peft_methods.lora import Lora
 
     store = ConfigStore.instance()
     store.store(group="schema", name="run", node=RunConfig, package="_global_")
-    for method in (Full, FullTop, HeadOnly, BitFit, Houlsby, Pfeiffer, Lora, IA3, Majority, BagOfWords):
+    for method in (Full, FullTop, HeadOnly, BitFit, Houlsby, Parallel, Pfeiffer, Lora, IA3, Majority, BagOfWords):
         store.store(group="schema/method", name=method.__name__.lower(), node=_method_schema(method))
 
 

@@ -22,6 +22,7 @@ METHOD_VERSIONS = {
     "peft_methods.baselines.HeadOnly": 1,
     "peft_methods.bitfit.BitFit": 1,
     "peft_methods.bottleneck.Houlsby": 1,
+    "peft_methods.bottleneck.Parallel": 1,
     "peft_methods.bottleneck.Pfeiffer": 1,
     "peft_methods.ia3.IA3": 1,
     "peft_methods.lora.Lora": 1,

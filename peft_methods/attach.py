@@ -71,6 +71,7 @@ class Attached(nn.Module):
         self._handles: list[Any] = []
         self._originals: dict[str, Tensor] = {}
         self._merged: dict[str, Tensor] = {}
+        self._sublayer_inputs: dict[str, Tensor] = {}
         self._attention_before = backbone.config._attn_implementation
         self._was_training = backbone.training
         self._required_grad = [parameter.requires_grad for parameter in backbone.parameters()]
@@ -210,11 +211,10 @@ class Attached(nn.Module):
                 owner = owners[k]
                 if owner is None:
                     return y
-                if site.kind == "projection":
-                    return owner(x, y)
-                return owner(y) if site.kind == "sublayer" else owner(x, module)
+                return owner(x, module) if site.kind == "norm" else owner(x, y)
 
-            return self._each_run([args[0], output], through)
+            x = self._sublayer_inputs.pop(site.name) if site.kind == "sublayer" else args[0]
+            return self._each_run([x, output], through)
 
         return hook
 
@@ -231,6 +231,14 @@ class Attached(nn.Module):
 
         return hook
 
+    def _hook_sublayer_input(self, site: Site) -> Callable[..., None]:
+        """Keeps the input from the start of a sub-layer to its end, also when the layer is recomputed."""
+
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self._sublayer_inputs[site.name] = args[0]
+
+        return hook
+
     def _install(self) -> None:
         """Put the hooks in place: dropouts first, so that a sub-layer site sees the output after its dropout."""
         table = Sites(self.backbone)
@@ -238,6 +246,10 @@ class Attached(nn.Module):
             if isinstance(module, nn.Dropout):
                 self._handles.append(module.register_forward_hook(self._hook_dropout(name, module.p)))
         names = {key.replace("/", ".") for run in self.runs for key in cast(RunModules, run).sites}
+        for site in table.all:  # before the hooks that change a projection's input
+            if site.name in names and site.kind == "sublayer":
+                hook = self._hook_sublayer_input(site)
+                self._handles.append(table.input_of(site).register_forward_pre_hook(hook))
         for site in table.all:
             if site.name in names and site.kind == "input":
                 self._handles.append(table.module(site).register_forward_pre_hook(self._hook_input(site)))

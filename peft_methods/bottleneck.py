@@ -1,12 +1,15 @@
-"""Bottleneck adapters: Houlsby et al. 2019 (arXiv:1902.00751) and Pfeiffer et al. 2020 (arXiv:2005.00247).
+"""Bottleneck adapters: Houlsby et al. 2019 (arXiv:1902.00751), Pfeiffer et al. 2020 (arXiv:2005.00247) and the parallel
+adapter of He et al. 2021 (arXiv:2110.04366).
 
     Houlsby    h <- h + W_up f(W_down h + b_down) + b_up                              (section 2.1, figure 2)
+    Parallel   h <- h + s (W_up f(W_down x + b_down) + b_up),  x = sub-layer input    (He, section 3.3)
     Pfeiffer   y <- LN(z + W_up f(W_down LN(z) + b_down) + b_up),  z = sub-layer output + residual
 
 Site     Houlsby: output of the attention and of the feed-forward sub-layer, after dropout, before the residual sum
+         Parallel: the same, of the sub-layers asked for
          Pfeiffer: the LayerNorm after the feed-forward sub-layer (frozen, applied before and after the adapter)
 Trained  the adapters, with `train_layer_norms` every LayerNorm too (Houlsby section 2.1), the head
-Added    2·H·m + H + m per adapter; Houlsby 2·L of them, Pfeiffer L - skip_layers
+Added    2·H·m + H + m per adapter; Houlsby 2·L of them, Parallel L a sub-layer, Pfeiffer L - skip_layers
 Shapes   B batch, T tokens, H hidden_size, m bottleneck_dim, L layers
 
 Papers and code differ on: the initial scale (section 3.6: 1e-2; released code: 1e-3; AdapterHub and the LoRA code:
@@ -14,7 +17,8 @@ normal 0.02), the activation (released code: tanh GELU; AdapterHub: swish or ReL
 yes; AdapterHub and the LoRA code: no). Hence fields, with the published values in conf/method/.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_methods.bitfit import NormOffset
+from peft_methods.dropout import Dropout
 from peft_methods.sites import Site, Sites
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -52,9 +57,13 @@ class Bottleneck(nn.Module):
                 nn.init.trunc_normal_(projection.weight, std=init_std, a=-2 * init_std, b=2 * init_std)
             elif init == "normal":
                 nn.init.normal_(projection.weight, std=init_std)
+            elif init == "lora":  # exactly the backbone: nothing comes up
+                nn.init.kaiming_uniform_(projection.weight, a=math.sqrt(5))
             else:
-                raise ValueError(f"init={init!r}: expected truncated_normal or normal; change method.init")
+                raise ValueError(f"init={init!r}: expected truncated_normal, normal or lora; change method.init")
             nn.init.zeros_(projection.bias)
+        if init == "lora":
+            nn.init.zeros_(self.up.weight)
 
     def forward(self, h: Tensor) -> Tensor:
         return self.up(self.activation(self.down(h)))
@@ -63,8 +72,22 @@ class Bottleneck(nn.Module):
 class SublayerAdapter(Bottleneck):
     """Houlsby's adapter with its own skip: h + up(f(down h))."""
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:  # type: ignore[override]  # a sub-layer site gives two
         return h + super().forward(h)
+
+
+class ParallelAdapter(Bottleneck):
+    """He's adapter beside the sub-layer: h + scale · up(dropout(f(down x)))."""
+
+    def __init__(
+        self, hidden_size: int, bottleneck_dim: int, activation: str, init: str, init_std: float, scale: float, p: float
+    ):
+        super().__init__(hidden_size, bottleneck_dim, activation, init, init_std)
+        self.scale = scale
+        self.dropout = Dropout(p)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:  # type: ignore[override]
+        return h + self.scale * self.up(self.dropout(self.activation(self.down(x))))
 
 
 class NormAdapter(Bottleneck):
@@ -94,6 +117,25 @@ class Houlsby:
         if self.train_layer_norms:
             modules |= {site: NormOffset(site.width) for site in sites.norms()}
         return modules
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """An adapter beside each of `sublayers` ("attention", "ffn"). Published values: conf/method/parallel.yaml."""
+
+    bottleneck_dim: int
+    activation: str
+    init: str
+    init_std: float
+    scale: float
+    dropout: float
+    sublayers: Sequence[str]
+
+    def modules(self, sites: Sites) -> dict[Site, nn.Module]:
+        if not self.sublayers:
+            raise ValueError("sublayers is empty: name attention, ffn or both; change method.sublayers")
+        sizes = (self.bottleneck_dim, self.activation, self.init, self.init_std, self.scale, self.dropout)
+        return {site: ParallelAdapter(site.width, *sizes) for site in sites.sublayers(self.sublayers)}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ A site is a place in the forward pass of a frozen backbone. Its kind says what a
 
     projection   forward(x, y): input x (B, T, in) and output y (B, T, out) of a linear map -> (B, T, out)
     input        forward(x): input of a linear map (B, T, in) -> what the map gets instead (B, T, in)
-    sublayer     forward(h): sub-layer output after its dropout, before the residual sum (B, T, H) -> (B, T, H)
+    sublayer     forward(x, h): sub-layer input x (B, T, H) and its output h after the dropout, before the residual sum
+                 (B, T, H) -> (B, T, H)
     norm         forward(z, norm): the norm's input z (B, T, H) and the frozen norm itself -> (B, T, H)
 
 A new architecture is one more entry in `ARCHITECTURES`; no method file changes.
@@ -23,11 +24,15 @@ Kind = Literal["projection", "input", "sublayer", "norm"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """Module paths of one `model_type`; those of a layer are relative to it, the others to the base model."""
+    """Module paths of one `model_type`; those of a layer are relative to it, the others to the base model.
+
+    sublayer_inputs: for each sub-layer the projection whose input is the sub-layer's.
+    """
 
     layers: str
     projections: dict[str, str]
     sublayers: dict[str, str]
+    sublayer_inputs: dict[str, str]
     norms: dict[str, str]
     outer_projections: dict[str, str] = field(default_factory=dict)
     outer_norms: dict[str, str] = field(default_factory=dict)
@@ -46,6 +51,7 @@ _BERT = Architecture(
     },
     # The hook sits on the dropout module: its output is the sub-layer output after dropout, before the residual sum.
     sublayers={"attention": "attention.output.dropout", "ffn": "output.dropout"},
+    sublayer_inputs={"attention": "query", "ffn": "ffn_in"},
     norms={"attention_norm": "attention.output.LayerNorm", "ffn_norm": "output.LayerNorm"},
     outer_projections={"pooler": "pooler.dense"},
     outer_norms={"embedding_norm": "embeddings.LayerNorm"},
@@ -132,6 +138,11 @@ class Sites:
     def module(self, site: Site) -> nn.Module:
         """The frozen module hooked at `site`."""
         return self.backbone.get_submodule(site.path)
+
+    def input_of(self, sublayer: Site) -> nn.Module:
+        """The frozen projection whose input is the input of a sub-layer site."""
+        projection = self.architecture.sublayer_inputs[sublayer.role]
+        return self.module(self.by_name[f"layer.{sublayer.layer}.{projection}"])
 
     def layer_path(self, layer: int) -> str:
         """The path of one Transformer layer; negative numbers count from the top."""

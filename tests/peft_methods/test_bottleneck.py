@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel, PreTrainedModel, RobertaConfig, 
 
 from peft_methods.attach import Attached, attach
 from peft_methods.bitfit import NormOffset
-from peft_methods.bottleneck import ACTIVATIONS, Bottleneck, Houlsby, Pfeiffer
+from peft_methods.bottleneck import ACTIVATIONS, Bottleneck, Houlsby, Parallel, Pfeiffer
 from peft_methods.heads import ClassificationHead
 
 FIXTURES = Path(__file__).parent / "fixtures" / "adapters"
@@ -95,6 +95,7 @@ def forward_written_out(attached: Attached, batch: dict[str, Tensor]) -> Tensor:
     dropout(x, site) multiplies by the run's mask at that place; adapters, offsets and head are the run's own weights.
     """
     base, run, stream, config = attached.backbone, attached.run(0), attached.streams[0], attached.backbone.config
+    parallel = run.method if isinstance(run.method, Parallel) else None
     weights: dict[str, Tensor] = {**dict(base.named_parameters()), **{f"run.{n}": p for n, p in run.trained().items()}}
 
     def dropout(x: Tensor, site: str, p: float = config.hidden_dropout_prob) -> Tensor:
@@ -111,7 +112,15 @@ def forward_written_out(attached: Attached, batch: dict[str, Tensor]) -> Tensor:
         return centered / (centered.square().mean(-1, keepdim=True) + config.layer_norm_eps).sqrt() * gain + bias
 
     def adapter(x: Tensor, site: str) -> Tensor:
-        return linear(F.gelu(linear(x, f"run.sites.{site}.down"), approximate="tanh"), f"run.sites.{site}.up")
+        inside = F.gelu(linear(x, f"run.sites.{site}.down"), approximate="tanh")
+        if parallel:
+            inside = dropout(inside, f"sites.{site.replace('.', '/')}.dropout", parallel.dropout)
+        return linear(inside, f"run.sites.{site}.up")
+
+    def adapted(x: Tensor, y: Tensor, site: str) -> Tensor:
+        if f"run.sites.{site}.down.weight" not in weights:
+            return y
+        return y + parallel.scale * adapter(x, site) if parallel else y + adapter(y, site)
 
     ids, mask = batch["input_ids"], batch["attention_mask"]
     if config.model_type == "bert":
@@ -134,14 +143,11 @@ def forward_written_out(attached: Attached, batch: dict[str, Tensor]) -> Tensor:
         attention = dropout(attention, f"{here}.attention.self.weights", config.attention_probs_dropout_prob)
         y = linear((attention @ value).transpose(1, 2).flatten(2), f"{here}.attention.output.dense")
         y = dropout(y, f"{here}.attention.output.dropout")
-        if f"run.sites.{site}.attention.down.weight" in weights:
-            y = y + adapter(y, f"{site}.attention")
+        y = adapted(h, y, f"{site}.attention")
         h = norm(y + h, f"{here}.attention.output.LayerNorm", f"{site}.attention_norm")
         y = linear(F.gelu(linear(h, f"{here}.intermediate.dense")), f"{here}.output.dense")
         y = dropout(y, f"{here}.output.dropout")
-        if f"run.sites.{site}.ffn.down.weight" in weights:
-            y = y + adapter(y, f"{site}.ffn")
-        z = y + h
+        z = adapted(h, y, f"{site}.ffn") + h
         h = norm(z, f"{here}.output.LayerNorm", f"{site}.ffn_norm")
         if f"run.sites.{site}.ffn_norm.down.weight" in weights:
             h = norm(z + adapter(h, f"{site}.ffn_norm"), f"{here}.output.LayerNorm", "")
@@ -159,8 +165,10 @@ def forward_written_out(attached: Attached, batch: dict[str, Tensor]) -> Tensor:
         Houlsby(5, "gelu_tanh", "normal", 0.3, train_layer_norms=False),
         Pfeiffer(5, "gelu_tanh", "normal", 0.3, skip_layers=0),
         Pfeiffer(5, "gelu_tanh", "normal", 0.3, skip_layers=1),
+        Parallel(5, "gelu_tanh", "normal", 0.3, 4.0, 0.2, ["ffn"]),
+        Parallel(5, "gelu_tanh", "normal", 0.3, 0.5, 0.0, ["attention", "ffn"]),
     ],
-    ids=["houlsby", "adapter_h", "pfeiffer", "pfeiffer_dropped"],
+    ids=["houlsby", "adapter_h", "pfeiffer", "pfeiffer_dropped", "parallel", "parallel_both"],
 )
 def test_adapters_sit_after_the_dropout_of_their_sublayer(architecture, method, tiny_backbone, tiny_batch, randomize):
     """Training mode, p = 0.3 everywhere: fails if an adapter sees its sub-layer before the dropout, or after the sum,
@@ -188,7 +196,7 @@ def test_written_out_forward_is_not_blind(tiny_backbone, tiny_batch):
     output = backbone.encoder.layer[1].output
     adapter = attached.run(0).sites["layer/1/ffn"]
     output.dropout._forward_hooks.popitem()  # the adapter
-    output.dense.register_forward_hook(lambda module, args, y: adapter(y))
+    output.dense.register_forward_hook(lambda module, args, y: adapter(args[0], y))
     assert (attached([batch])[0] - right).abs().max() > 1e-4
 
 
@@ -232,3 +240,10 @@ def test_skipped_layers_have_no_adapter(architecture, tiny_backbone):
     backbone = tiny_backbone(architecture, num_hidden_layers=4)
     sites = attach(backbone, [Pfeiffer(2, "relu", "normal", 0.02, skip_layers=3)]).run(0).sites
     assert list(sites) == ["layer/3/ffn_norm"]
+
+
+def test_parallel_adapters_beside_no_sublayer_are_refused(architecture, tiny_backbone):
+    with pytest.raises(ValueError, match=r"sublayers is empty: name attention, ffn or both; change method\.sublayers"):
+        attach(tiny_backbone(architecture), [Parallel(5, "relu", "lora", 0.0, 4.0, 0.1, ())])
+    with pytest.raises(ValueError, match=r"no sub-layer \['cross'\]"):
+        attach(tiny_backbone(architecture), [Parallel(5, "relu", "lora", 0.0, 4.0, 0.1, ("cross",))])

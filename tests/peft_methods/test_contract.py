@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from peft_methods.attach import Attached, Method, attach
 from peft_methods.baselines import Full, FullTop, HeadOnly
 from peft_methods.bitfit import BitFit
-from peft_methods.bottleneck import Houlsby, Pfeiffer
+from peft_methods.bottleneck import Houlsby, Parallel, Pfeiffer
 from peft_methods.counting import count_parameters
 from peft_methods.heads import ClassificationHead
 from peft_methods.ia3 import IA3
@@ -96,6 +96,19 @@ METHODS = [
     Case(
         "adapter_h",  # LayerNorms frozen, as in LoRA's table
         lambda m: Houlsby(m, "gelu_erf", "normal", 1e-3, train_layer_norms=False),
+        trained=adapters(lambda s: 2 * s.L),
+        added=adapters(lambda s: 2 * s.L),
+        start="near",
+    ),
+    Case(
+        "parallel",
+        lambda m: Parallel(m, "relu", "lora", 0.0, 4.0, 0.1, ("ffn",)),
+        trained=adapters(lambda s: s.L),
+        added=adapters(lambda s: s.L),
+    ),
+    Case(
+        "parallel_both",
+        lambda m: Parallel(m, "swish", "normal", 1e-3, 0.5, 0.0, ("attention", "ffn")),
         trained=adapters(lambda s: 2 * s.L),
         added=adapters(lambda s: 2 * s.L),
         start="near",
