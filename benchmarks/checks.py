@@ -8,7 +8,7 @@ from benchmarks.compose import task_choice
 from benchmarks.config import BackboneConfig, RunConfig, TrainerConfig, is_control
 from benchmarks.devices import DEVICES, DTYPES, PRECISIONS
 from benchmarks.metrics import METRICS
-from peft_methods.sites import ARCHITECTURES
+from peft_methods.architectures import ARCHITECTURES
 
 
 def check_config(cfg: RunConfig) -> None:

@@ -8,7 +8,8 @@ from accelerate.utils import gather_object, send_to_device
 from benchmarks.config import TaskConfig
 from benchmarks.metrics import score
 from benchmarks.tasks.tokenizing import TokenizedSplit, collate
-from peft_methods.attach import Attached, Batch
+from peft_methods.attached import Attached
+from peft_methods.inputs import Batch
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from benchmarks.compose import compose_job
 from benchmarks.config import InitFromConfig, RunConfig
-from peft_methods.attach import Attached
+from peft_methods.attached import Attached
 from peft_methods.state import copy_trained, read_safetensors
 
 

@@ -34,7 +34,8 @@ from benchmarks.tasks.data import TaskData, load_task
 from benchmarks.tasks.tokenizing import tokenize
 from benchmarks.tracking import Tracker
 from benchmarks.training import Job, Run, restore_best, train
-from peft_methods.attach import Attached, attach
+from peft_methods.attach import attach
+from peft_methods.attached import Attached
 from peft_methods.counting import count_parameters
 from peft_methods.heads import ClassificationHead
 from peft_methods.state import save_trained, trained_tensors

@@ -22,7 +22,8 @@ from benchmarks.config import RunConfig
 from benchmarks.evaluation import decode, predict, scores
 from benchmarks.optimization import make_optimizer, make_schedule
 from benchmarks.tasks.tokenizing import TokenizedSplit, collate
-from peft_methods.attach import Attached, Batch
+from peft_methods.attached import Attached
+from peft_methods.inputs import Batch
 from peft_methods.state import copy_trained, trained_tensors
 
 LOSS_CHECK_STEPS = 20  # how often losses are read back from the device and checked

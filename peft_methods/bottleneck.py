@@ -1,15 +1,18 @@
-"""Bottleneck adapters: Houlsby et al. 2019 (arXiv:1902.00751), Pfeiffer et al. 2020 (arXiv:2005.00247) and the parallel
-adapter of He et al. 2021 (arXiv:2110.04366).
+"""Bottleneck adapters: Houlsby et al. 2019 (arXiv:1902.00751), Pfeiffer et al. 2020 (arXiv:2005.00247), Lin et al. 2020
+(arXiv:2004.03829) and the parallel adapter of He et al. 2021 (arXiv:2110.04366).
 
     Houlsby    h <- h + W_up f(W_down h + b_down) + b_up                              (section 2.1, figure 2)
     Parallel   h <- h + s (W_up f(W_down x + b_down) + b_up),  x = sub-layer input    (He, section 3.3)
+    AdapterL   h <- h + W_up f(W_down LN(h) + b_down) + b_up,  h = a layer's output   (Lin; LoRA's "Adapter^L")
     Pfeiffer   y <- LN(z + W_up f(W_down LN(z) + b_down) + b_up),  z = sub-layer output + residual
 
 Site     Houlsby: output of the attention and of the feed-forward sub-layer, after dropout, before the residual sum
          Parallel: the same, of the sub-layers asked for
+         AdapterL: the output of each layer, after the feed-forward's residual sum
          Pfeiffer: the LayerNorm after the feed-forward sub-layer (frozen, applied before and after the adapter)
 Trained  the adapters, with `train_layer_norms` every LayerNorm too (Houlsby section 2.1), the head
-Added    2·H·m + H + m per adapter; Houlsby 2·L of them, Parallel L a sub-layer, Pfeiffer L - skip_layers
+Added    2·H·m + H + m per adapter; Houlsby 2·L of them, Parallel L a sub-layer, Pfeiffer L - skip_layers, shared 1;
+         AdapterL L of them with 2·H more each, its LayerNorm
 Shapes   B batch, T tokens, H hidden_size, m bottleneck_dim, L layers
 
 Papers and code differ on: the initial scale (section 3.6: 1e-2; released code: 1e-3; AdapterHub and the LoRA code:
@@ -25,7 +28,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peft_methods.bitfit import NormOffset
+from peft_methods.bitfit import norm_offset
 from peft_methods.dropout import Dropout
 from peft_methods.sites import Site, Sites
 
@@ -98,6 +101,17 @@ class NormAdapter(Bottleneck):
         return norm.forward(z + super().forward(norm.forward(z)))
 
 
+class BlockAdapter(Bottleneck):
+    """Lin's adapter on a layer's output, with a LayerNorm of its own: h + up(f(down LN(h)))."""
+
+    def __init__(self, hidden_size: int, bottleneck_dim: int, activation: str, init: str, init_std: float):
+        super().__init__(hidden_size, bottleneck_dim, activation, init, init_std)
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + super().forward(self.norm(h))
+
+
 @dataclass(frozen=True)
 class Houlsby:
     """An adapter at each sub-layer output. Published values: conf/method/houlsby.yaml, conf/method/adapter_h.yaml."""
@@ -115,7 +129,7 @@ class Houlsby:
             for site in sites.sublayers(("attention", "ffn"))
         }
         if self.train_layer_norms:
-            modules |= {site: NormOffset(site.width) for site in sites.norms()}
+            modules |= {site: norm_offset(sites, site) for site in sites.norms()}
         return modules
 
 
@@ -149,13 +163,38 @@ class Pfeiffer:
     skip_layers: int
 
     def modules(self, sites: Sites) -> dict[Site, nn.Module]:
-        if not 0 <= self.skip_layers < sites.num_layers:
-            raise ValueError(
-                f"skip_layers={self.skip_layers}: expected 0 to {sites.num_layers - 1}, the backbone has "
-                f"{sites.num_layers} layers; change method.skip_layers"
-            )
-        layers = range(self.skip_layers, sites.num_layers)
         return {
             site: NormAdapter(site.width, self.bottleneck_dim, self.activation, self.init, self.init_std)
-            for site in sites.norms(("ffn_norm",), layers)
+            for site in sites.norms_after_ffn(self.skip_layers)
+        }
+
+
+@dataclass(frozen=True)
+class SharedPfeiffer:
+    """One adapter, the same at every layer: probably the AdapterDrop row with 0.3M of LoRA's table 2."""
+
+    bottleneck_dim: int
+    activation: str
+    init: str
+    init_std: float
+
+    def modules(self, sites: Sites) -> dict[Site, nn.Module]:
+        places = sites.norms_after_ffn()
+        shared = NormAdapter(places[0].width, self.bottleneck_dim, self.activation, self.init, self.init_std)
+        return dict.fromkeys(places, shared)
+
+
+@dataclass(frozen=True)
+class AdapterL:
+    """An adapter after each layer of a model that normalizes first. Published values: conf/method/adapter_l.yaml."""
+
+    bottleneck_dim: int
+    activation: str
+    init: str
+    init_std: float
+
+    def modules(self, sites: Sites) -> dict[Site, nn.Module]:
+        return {
+            site: BlockAdapter(site.width, self.bottleneck_dim, self.activation, self.init, self.init_std)
+            for site in sites.blocks()
         }

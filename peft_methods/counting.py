@@ -2,7 +2,7 @@
 
     method     everything the method trains, head apart      head    the task layer
     added      of these, parameters that did not exist before (BitFit and trained LayerNorms: none)
-    stored     what one task's checkpoint holds: method + head
+    stored     what one task's checkpoint holds: method + head, of a reparameterized prefix the keys and values alone
     backbone   the frozen model without head                 layers  its Transformer layers alone
 
 Papers print `added` (Houlsby), `method` (BitFit) or either (LoRA): results/reference/param_counts.csv names each row's
@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from peft_methods.attach import Attached
-from peft_methods.sites import Sites
+from peft_methods.attached import Attached
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,9 @@ def count_parameters(attached: Attached, k: int = 0) -> ParameterCounts:
         method=method,
         head=head,
         added=at_sites - existing,
-        stored=method + head,
+        stored=sum(tensor.numel() for tensor in run.stored().values()),
         backbone=sum(p.numel() for p in attached.backbone.parameters()),
-        layers=Sites(attached.backbone).layer_parameters(),
+        layers=attached.table.layer_parameters(),
     )
 
 

@@ -6,7 +6,8 @@ a run draws the same masks alone and in any pack: they are drawn in the shape of
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,25 +15,26 @@ from torch import Tensor, nn
 
 @dataclass
 class DropoutStream:
-    """The mask counter of one run. The training loop sets `step` and `micro_batch`; `attach` sets `length`.
+    """The mask counter of one run. The training loop sets `step` and `micro_batch`; `attach` sets `padding`.
 
-    seed: the run's seed. length: number of tokens T of the run's own batch before padding to the pack's.
+    seed: the run's seed. padding: by how many positions the pack is wider than the run's own batch, for the tokens of
+    `input_ids` ("input") and of `decoder_input_ids` ("target").
     """
 
     seed: int
     step: int = 0
     micro_batch: int = 0
-    length: int = 0
+    padding: dict[str, int] = field(default_factory=dict)
 
-    def dropout(self, x: Tensor, p: float, site: str) -> Tensor:
-        """Inverted dropout of `x`, (B, ..) -> (B, ..); token axes: 1 of (B, T, C), 2 and 3 of (B, heads, T, T)."""
+    def dropout(self, x: Tensor, p: float, site: str, tokens: Mapping[int, str] | None = None) -> Tensor:
+        """Inverted dropout of `x`, (B, ..) -> (B, ..). tokens: which axes are tokens, and whose, e.g. {1: "input"}."""
         if p == 0.0:
             return x
         if p >= 1.0:
             return torch.zeros_like(x)
         own = list(x.shape)
-        for axis in {3: (1,), 4: (2, 3)}.get(x.dim(), ()):
-            own[axis] = min(own[axis], self.length)
+        for axis, whose in (tokens or {}).items():
+            own[axis] -= self.padding.get(whose, 0)
         keep = torch.rand(own, generator=self._generator(site, x.device), device=x.device) >= p
         if own != list(x.shape):
             # What lies beyond the run's own length is padding: no loss depends on it, so all of it may stay.
@@ -48,7 +50,8 @@ class DropoutStream:
 
 
 class Dropout(nn.Module):
-    """Dropout of an attached module: it draws from its run's stream, which `attach` hands over.
+    """Dropout of an attached module: it draws from its run's stream, which `attach` hands over with whose `tokens` lie
+    on the second axis.
 
     p: probability of zeroing an element. Without a stream (module used on its own) training with p > 0 is refused.
     """
@@ -60,10 +63,11 @@ class Dropout(nn.Module):
         self.p = p
         self.stream: DropoutStream | None = None
         self.site = ""
+        self.tokens = "input"
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0.0:
             return x
         if self.stream is None:
             raise RuntimeError("Dropout has no stream: attach the module to a backbone before training it")
-        return self.stream.dropout(x, self.p, self.site)
+        return self.stream.dropout(x, self.p, self.site, {1: self.tokens} if x.dim() == 3 else None)

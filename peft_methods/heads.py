@@ -2,9 +2,13 @@
 
 BERT     dropout, output layer on the pooled vector (Devlin et al. 2019; the pooler belongs to the backbone)
 RoBERTa  dropout, dense H x H, tanh, dropout, output layer on <s> (the dense layer is what LoRA's code trains too)
+DeBERTa  the same on [CLS] with GELU, and dropout fields of its own (He et al. 2021; LoRA's code)
 """
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
@@ -17,11 +21,17 @@ class ClassificationHead(nn.Module):
     def __init__(self, config: PreTrainedConfig, num_labels: int):
         super().__init__()
         hidden = config.hidden_size
-        classifier_dropout = getattr(config, "classifier_dropout", None)
-        self.dropout = Dropout(config.hidden_dropout_prob if classifier_dropout is None else classifier_dropout)
-        # RoBERTa has no pooler of its own: the head's dense layer takes its place.
-        self.dense = nn.Linear(hidden, hidden) if config.model_type == "roberta" else None
-        self.inner_dropout = Dropout(self.dropout.p) if self.dense is not None else None
+        # BERT has a pooler of its own; in the others the head's dense layer takes its place.
+        activations: dict[str, Callable[[Tensor], Tensor]] = {"roberta": torch.tanh, "deberta-v2": F.gelu}
+        self.activation = activations.get(config.model_type)
+        outer = config.hidden_dropout_prob
+        if config.model_type == "deberta-v2":
+            first, second = config.pooler_dropout, getattr(config, "cls_dropout", None)
+        else:
+            first = second = getattr(config, "classifier_dropout", None)
+        self.dropout = Dropout(outer if first is None else first)
+        self.dense = nn.Linear(hidden, hidden) if self.activation is not None else None
+        self.inner_dropout = Dropout(outer if second is None else second) if self.dense is not None else None
         self.out_proj = nn.Linear(hidden, num_labels)
         for linear in (self.dense, self.out_proj):
             if linear is not None:
@@ -29,9 +39,9 @@ class ClassificationHead(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, hidden: Tensor, pooled: Tensor | None) -> Tensor:
-        if self.dense is None or self.inner_dropout is None:
+        if self.dense is None or self.inner_dropout is None or self.activation is None:
             if pooled is None:
                 raise ValueError("this head needs the backbone's pooled vector: load the backbone with its pooler")
             return self.out_proj(self.dropout(pooled))
-        h = torch.tanh(self.dense(self.dropout(hidden[:, 0])))
+        h = self.activation(self.dense(self.dropout(hidden[:, 0])))
         return self.out_proj(self.inner_dropout(h))

@@ -4,7 +4,7 @@
 
 Site     the output of the key and value projection, the input of the second feed-forward projection, every layer
 Trained  one vector a site, all ones at the start, and the head
-Added    2·H + F per layer
+Added    2·H + F per layer of an encoder or of GPT-2, 4·H + F per layer of a decoder with cross-attention
 Shapes   B batch, T tokens, H hidden_size, F intermediate_size
 """
 
@@ -43,5 +43,7 @@ class IA3:
     """No settings: what is scaled is the method."""
 
     def modules(self, sites: Sites) -> dict[Site, nn.Module]:
-        outputs: dict[Site, nn.Module] = {s: OutputScaling(s.width) for s in sites.projections(("key", "value"))}
+        """Cross-attentions too, where there are some."""
+        scaled = [role for role in ("key", "value", "cross_key", "cross_value") if sites.has(role)]
+        outputs: dict[Site, nn.Module] = {s: OutputScaling(s.width) for s in sites.projections(scaled)}
         return outputs | {s: InputScaling(s.width) for s in sites.projection_inputs(("ffn_out",))}

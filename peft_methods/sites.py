@@ -1,73 +1,42 @@
-"""The site table: where modules attach, per architecture. The only file that knows Hugging Face module names.
+"""Sites: the places in the forward pass of a frozen backbone where modules attach.
 
-A site is a place in the forward pass of a frozen backbone. Its kind says what a module there sees and gives
-(B rows of one run, T tokens, H width of the site):
+The kind of a site says what a module there sees and gives (B rows of one run, T tokens, H width of the site):
 
     projection   forward(x, y): input x (B, T, in) and output y (B, T, out) of a linear map -> (B, T, out)
     input        forward(x): input of a linear map (B, T, in) -> what the map gets instead (B, T, in)
     sublayer     forward(x, h): sub-layer input x (B, T, H) and its output h after the dropout, before the residual sum
                  (B, T, H) -> (B, T, H)
+    block        forward(h): output of a layer, after the residual sum (B, T, H) -> (B, T, H)
     norm         forward(z, norm): the norm's input z (B, T, H) and the frozen norm itself -> (B, T, H)
+    attention    forward(k, v): keys and values (B, heads, T, H / heads) -> others, or longer ones (B, heads, P + T, ..)
+                 `module.length`: how many positions of the text they take, P of a prefix
+    embeddings   forward(e, where): the model's input, lengthened by `module.length` places, as embeddings e (B, T, H),
+                 and where those places are (B, T) -> (B, T, H); `module.place` is "front" or "boundary"
 
-A new architecture is one more entry in `ARCHITECTURES`; no method file changes.
+Where an architecture has them: peft_methods/architectures.py.
 """
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, cast
 
-from torch import nn
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
-Kind = Literal["projection", "input", "sublayer", "norm"]
+from peft_methods.architectures import ARCHITECTURES, Stack, Tokens
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """Module paths of one `model_type`; those of a layer are relative to it, the others to the base model.
-
-    sublayer_inputs: for each sub-layer the projection whose input is the sub-layer's.
-    """
-
-    layers: str
-    projections: dict[str, str]
-    sublayers: dict[str, str]
-    sublayer_inputs: dict[str, str]
-    norms: dict[str, str]
-    outer_projections: dict[str, str] = field(default_factory=dict)
-    outer_norms: dict[str, str] = field(default_factory=dict)
-    attention: str = ""
-
-
-_BERT = Architecture(
-    layers="encoder.layer",
-    projections={
-        "query": "attention.self.query",
-        "key": "attention.self.key",
-        "value": "attention.self.value",
-        "attention_output": "attention.output.dense",
-        "ffn_in": "intermediate.dense",
-        "ffn_out": "output.dense",
-    },
-    # The hook sits on the dropout module: its output is the sub-layer output after dropout, before the residual sum.
-    sublayers={"attention": "attention.output.dropout", "ffn": "output.dropout"},
-    sublayer_inputs={"attention": "query", "ffn": "ffn_in"},
-    norms={"attention_norm": "attention.output.LayerNorm", "ffn_norm": "output.LayerNorm"},
-    outer_projections={"pooler": "pooler.dense"},
-    outer_norms={"embedding_norm": "embeddings.LayerNorm"},
-    attention="attention.self",
-)
-
-# RoBERTa copies BERT's module names; its classification head replaces the pooler, which is then not built.
-ARCHITECTURES: dict[str, Architecture] = {"bert": _BERT, "roberta": _BERT}
+Kind = Literal["projection", "input", "sublayer", "block", "norm", "attention", "embeddings"]
+EMBEDDINGS = "embeddings"  # name of the one site of that kind
 
 
 @dataclass(frozen=True)
 class Site:
     """One place a module can attach.
 
-    `name` is stable and used in checkpoints ("layer.3.query", "embedding_norm"); `role` is its last part; `path` is
-    the hooked module inside the backbone; `in_features` and `width` are its input and output widths.
+    name: stable, used in checkpoints ("layer.3.query", "decoder.layer.0.cross_value"). role: its last part. path: the
+    hooked module, below the base model. in_features, width: its input and output widths. columns: those of a fused
+    linear map that are this projection's. tokens: whose tokens lie on the second axis.
     """
 
     name: str
@@ -77,40 +46,47 @@ class Site:
     path: str
     in_features: int
     width: int
+    stack: str = ""
+    tokens: Tokens = "input"
+    columns: tuple[int, int] | None = None
 
 
 class Sites:
     """The sites of one backbone.
 
+    tokenizer: for methods that start from words.
     Raises ValueError where the architecture is unknown or a role does not exist on it.
     """
 
-    def __init__(self, backbone: PreTrainedModel):
+    def __init__(self, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None):
         model_type = backbone.config.model_type
         if model_type not in ARCHITECTURES:
             raise ValueError(
                 f"no sites for model_type={model_type!r} (known: {', '.join(sorted(ARCHITECTURES))}); "
-                f"add an entry to ARCHITECTURES in peft_methods/sites.py"
+                f"add an entry to ARCHITECTURES in peft_methods/architectures.py"
             )
         self.model_type = model_type
-        self.architecture = ARCHITECTURES[model_type]
+        self.architecture = ARCHITECTURES[model_type](backbone.config)
         self.backbone = backbone
-        self.num_layers = len(_children(backbone, self.architecture.layers))
+        self.base = cast(PreTrainedModel, backbone.base_model)
+        self.depths = {stack.name: len(self._layers(stack)) for stack in self.architecture.stacks}
+        self.num_layers = min(self.depths.values())
         self.all = list(self._build())
         self.by_name = {site.name: site for site in self.all}
+        self._tokenizer = tokenizer
 
-    def projections(self, roles: Collection[str], layers: Collection[int] | None = None) -> list[Site]:
+    def projections(self, roles: Collection[str]) -> list[Site]:
         """Projections with one of `roles`, in order of depth; an unknown role is an error."""
         self._check_projections(roles)
-        return self._select("projection", roles, layers)
+        return self._select("projection", roles)
 
-    def projection_inputs(self, roles: Collection[str], layers: Collection[int] | None = None) -> list[Site]:
+    def projection_inputs(self, roles: Collection[str]) -> list[Site]:
         """The inputs of projections with one of `roles`: sites named `layer.3.ffn_out_input`."""
         self._check_projections(roles)
-        return self._select("input", [f"{role}_input" for role in roles], layers)
+        return self._select("input", [f"{role}_input" for role in roles])
 
     def _check_projections(self, roles: Collection[str]) -> None:
-        known = {*self.architecture.projections, *self.architecture.outer_projections}
+        known = {site.role for site in self.all if site.kind == "projection"}
         unknown = sorted(set(roles) - known)
         if unknown or not roles:
             raise ValueError(
@@ -118,81 +94,173 @@ class Sites:
                 f"(known: {', '.join(sorted(known))}); change method.targets"
             )
 
-    def sublayers(self, roles: Collection[str], layers: Collection[int] | None = None) -> list[Site]:
-        """Sub-layer outputs ("attention", "ffn") of the given layers, all layers by default."""
-        unknown = sorted(set(roles) - set(self.architecture.sublayers))
-        if unknown:
-            raise ValueError(
-                f"no sub-layer {unknown} on {self.model_type} (known: {', '.join(self.architecture.sublayers)})"
-            )
-        return self._select("sublayer", roles, layers)
+    def has(self, role: str) -> bool:
+        """Whether any site has this role."""
+        return any(site.role == role for site in self.all)
 
-    def norms(self, roles: Collection[str] | None = None, layers: Collection[int] | None = None) -> list[Site]:
-        """LayerNorms: those of the given roles, or every one including the embeddings' when `roles` is None."""
-        return self._select("norm", roles, layers)
+    def sublayers(self, roles: Collection[str]) -> list[Site]:
+        """Sub-layer outputs: "attention", "ffn", and "cross_attention" where there is one."""
+        known = dict.fromkeys(site.role for site in self.all if site.kind == "sublayer")
+        if unknown := sorted(set(roles) - set(known)):
+            raise ValueError(f"no sub-layer {unknown} on {self.model_type} (known: {', '.join(known)})")
+        return self._select("sublayer", roles)
+
+    def norms(self) -> list[Site]:
+        """Every LayerNorm, those outside the layers included."""
+        return self._select("norm", None)
+
+    def norms_after_ffn(self, skip_layers: int = 0) -> list[Site]:
+        """The LayerNorm after the feed-forward sub-layer's residual sum, without the first layers of each stack."""
+        if not all(stack.post_norm for stack in self.architecture.stacks):
+            raise ValueError(
+                f"{self.model_type} has no LayerNorm after its feed-forward sub-layers (it normalizes their input): "
+                "use houlsby, parallel or adapter_l there"
+            )
+        if not 0 <= skip_layers < self.num_layers:
+            raise ValueError(
+                f"skip_layers={skip_layers}: expected 0 to {self.num_layers - 1}, the backbone has "
+                f"{self.num_layers} layers; change method.skip_layers"
+            )
+        return [site for site in self._select("norm", ["ffn_norm"]) if cast(int, site.layer) >= skip_layers]
+
+    def blocks(self) -> list[Site]:
+        """The output of each layer where norms come first, so that it is the plain residual sum."""
+        if any(stack.post_norm for stack in self.architecture.stacks):
+            raise ValueError(
+                f"the layers of {self.model_type} end in a LayerNorm, not in the residual sum that adapter_l sees: "
+                "use houlsby, pfeiffer or parallel there"
+            )
+        return self._select("block", None)
+
+    def attentions(self) -> list[Site]:
+        """Keys and values of every attention: self-attentions, and cross-attentions where there are some."""
+        if not (sites := self._select("attention", None)):
+            raise ValueError(
+                f"{self.model_type} computes its attention without an attention function, so that nothing can be put "
+                "before its keys and values: prefixes are not defined there"
+            )
+        return sites
+
+    def embeddings(self) -> Site:
+        """The model's input (of an encoder-decoder: the encoder's)."""
+        return self.by_name[EMBEDDINGS]
+
+    def embedding_rows(self) -> Tensor:
+        """(vocabulary, H): what the rows of the model's input are made of, frozen."""
+        return cast(nn.Embedding, self.base.get_input_embeddings()).weight.detach()
 
     def biased_projections(self) -> list[Site]:
-        """Every linear map that has a bias, the pooler's included where the backbone has one."""
-        return [s for s in self.all if s.kind == "projection" and self.module(s).bias is not None]
+        """Every linear map that has a bias, the pooler's included where the backbone has one.
+
+        Raises ValueError where the backbone has no biases, or has some that no site covers.
+        """
+        sites = [s for s in self.all if s.kind == "projection" and self.module(s).bias is not None]
+        covered = {f"{s.path}.bias" for s in [*sites, *self.norms()]}
+        every = {name for name, _ in self.base.named_parameters() if name.endswith(".bias")}
+        if not sites:
+            raise ValueError(f"{self.model_type} has no biases: bitfit is not defined there")
+        if left := sorted(every - covered - {"lm_head.bias"}):
+            raise ValueError(f"no site covers the bias {left[0]!r} of this {self.model_type}: bitfit cannot train it")
+        return sites
 
     def module(self, site: Site) -> nn.Module:
         """The frozen module hooked at `site`."""
-        return self.backbone.get_submodule(site.path)
+        return self.base.get_submodule(site.path)
 
-    def input_of(self, sublayer: Site) -> nn.Module:
-        """The frozen projection whose input is the input of a sub-layer site."""
-        projection = self.architecture.sublayer_inputs[sublayer.role]
-        return self.module(self.by_name[f"layer.{sublayer.layer}.{projection}"])
+    def input_of(self, sublayer: Site) -> Site:
+        """The projection whose input is the input of a sub-layer site."""
+        stack = next(stack for stack in self.architecture.stacks if stack.name == sublayer.stack)
+        role = stack.sublayer_inputs[sublayer.role]
+        return self.by_name[f"{_prefix(stack)}layer.{sublayer.layer}.{role}"]
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens; a text that the vocabulary lacks is an error."""
+        if self._tokenizer is None:
+            raise ValueError(f"a start from the words {text!r} needs the tokenizer: give attach(..., tokenizer=...)")
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids or self._tokenizer.unk_token_id in ids:
+            raise ValueError(
+                f"{text!r} is not in the vocabulary of {self.model_type}: expected words the tokenizer knows; change "
+                "method.labels or method.words"
+            )
+        return ids
 
     def layer_path(self, layer: int) -> str:
-        """The path of one Transformer layer; negative numbers count from the top."""
-        return f"{self.architecture.layers}.{range(self.num_layers)[layer]}"
+        """Path in the backbone of one layer; negative numbers count from the top. Single stacks only."""
+        if len(self.architecture.stacks) > 1:
+            raise ValueError(f"{self.model_type} has an encoder and a decoder: its last layers are not one thing")
+        path = f"{self.architecture.stacks[0].layers}.{range(self.num_layers)[layer]}"
+        return path if self.base is self.backbone else f"{self.backbone.base_model_prefix}.{path}"
 
     def layer_parameters(self) -> int:
         """Parameters of the Transformer layers alone: no embeddings, no pooler (the denominator of Houlsby et al.)."""
-        return sum(p.numel() for p in self.backbone.get_submodule(self.architecture.layers).parameters())
+        return sum(p.numel() for stack in self.architecture.stacks for p in self._layers(stack).parameters())
 
-    def _select(self, kind: Kind, roles: Collection[str] | None, layers: Collection[int] | None) -> list[Site]:
-        if layers is not None and (outside := [i for i in layers if not 0 <= i < self.num_layers]):
-            raise ValueError(f"layers {outside} do not exist: the backbone has layers 0 to {self.num_layers - 1}")
-        return [
-            site
-            for site in self.all
-            if site.kind == kind
-            and (roles is None or site.role in roles)
-            and (layers is None or site.layer is None or site.layer in layers)
-        ]
+    def _select(self, kind: Kind, roles: Collection[str] | None) -> list[Site]:
+        return [site for site in self.all if site.kind == kind and (roles is None or site.role in roles)]
+
+    def _layers(self, stack: Stack) -> nn.ModuleList:
+        layers = self.base.get_submodule(stack.layers)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
 
     def _build(self) -> Iterator[Site]:
         arch = self.architecture
-        for role, path in arch.outer_norms.items():
-            yield self._site("norm", role, None, path)
-        for i in range(self.num_layers):
-            prefix = f"{arch.layers}.{i}."
-            for role, path in arch.projections.items():
-                yield self._site("projection", role, i, prefix + path)
-                yield self._site("input", f"{role}_input", i, prefix + path)
-            for role, path in arch.sublayers.items():
-                yield self._site("sublayer", role, i, prefix + path)
-            for role, path in arch.norms.items():
-                yield self._site("norm", role, i, prefix + path)
+        width = cast(nn.Embedding, self.base.get_input_embeddings()).embedding_dim
+        yield Site(EMBEDDINGS, "embeddings", EMBEDDINGS, None, arch.inputs, width, width)
+        for name, path in arch.outer_norms.items():
+            stack = next((s for s in arch.stacks if s.name and name.startswith(f"{s.name}.")), arch.stacks[0])
+            yield self._site("norm", name.rpartition(".")[2], None, path, stack, name)
+        for stack in arch.stacks:
+            for i in range(self.depths[stack.name]):
+                yield from self._layer(stack, i)
         for role, path in arch.outer_projections.items():
-            if getattr(self.backbone, path.split(".")[0], None) is not None:  # the pooler may not have been built
-                yield self._site("projection", role, None, path)
+            if getattr(self.base, path.split(".")[0], None) is not None:  # the pooler may not have been built
+                yield self._site("projection", role, None, path, arch.stacks[0], role)
 
-    def _site(self, kind: Kind, role: str, layer: int | None, path: str) -> Site:
-        module = self.backbone.get_submodule(path)
-        if isinstance(module, nn.Linear):
-            in_features, width = module.in_features, module.in_features if kind == "input" else module.out_features
-        elif isinstance(module, nn.LayerNorm):
-            in_features = width = module.normalized_shape[-1]
-        else:
-            in_features = width = self.backbone.config.hidden_size
-        name = role if layer is None else f"layer.{layer}.{role}"
-        return Site(name, kind, role, layer, path, in_features, width)
+    def _layer(self, stack: Stack, i: int) -> Iterator[Site]:
+        path, name = f"{stack.layers}.{i}", f"{_prefix(stack)}layer.{i}."
+        thirds = {role: (place, (n, of)) for role, (place, n, of) in stack.fused.items()}
+        for role, (place, third) in {**thirds, **{r: (p, None) for r, p in stack.projections.items()}}.items():
+            yield self._site("projection", role, i, f"{path}.{place}", stack, name + role, third)
+            if third is None:  # the roles of a fused map have one input
+                yield self._site("input", f"{role}_input", i, f"{path}.{place}", stack, f"{name}{role}_input")
+        for role, place in stack.sublayers.items():
+            yield self._site("sublayer", role, i, f"{path}.{place}", stack, name + role)
+        for role, place in stack.norms.items():
+            yield self._site("norm", role, i, f"{path}.{place}", stack, name + role)
+        for role, place in stack.attentions.items():
+            yield self._site("attention", role, i, f"{path}.{place}", stack, name + role)
+        if not stack.post_norm:
+            yield self._site("block", "block", i, path, stack, f"{name}block")
+
+    def _site(
+        self, kind: Kind, role: str, layer: int | None, path: str, stack: Stack, name: str,
+        third: tuple[int, int] | None = None,
+    ) -> Site:  # fmt: skip
+        module = self.base.get_submodule(path)
+        in_features = width = self.base.config.hidden_size
+        if kind in ("projection", "input"):
+            in_features, width = _widths(module)
+            width = in_features if kind == "input" else width
+        columns = None
+        if third is not None:
+            n, of = third
+            width //= of
+            columns = (n * width, (n + 1) * width)
+        # The keys and values of a cross-attention are computed from the encoder's tokens.
+        crossing = role.removesuffix("_input") in ("cross_key", "cross_value")
+        tokens: Tokens = "input" if crossing else stack.tokens
+        return Site(name, kind, role, layer, path, in_features, width, stack.name, tokens, columns)
 
 
-def _children(backbone: nn.Module, path: str) -> nn.ModuleList:
-    layers = backbone.get_submodule(path)
-    assert isinstance(layers, nn.ModuleList)
-    return layers
+def _prefix(stack: Stack) -> str:
+    return f"{stack.name}." if stack.name else ""
+
+
+def _widths(module: nn.Module) -> tuple[int, int]:
+    """Input and output width of a linear map, nn.Linear or GPT-2's Conv1D (which holds its weight transposed)."""
+    if isinstance(module, Conv1D):
+        return module.nx, module.nf
+    assert isinstance(module, nn.Linear)
+    return module.in_features, module.out_features

@@ -16,18 +16,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from peft_methods.attach import Attached
+from peft_methods.attached import Attached
 
 
 def trained_tensors(attached: Attached, k: int = 0) -> dict[str, Tensor]:
     """A copy of run k's trained tensors on the CPU."""
-    return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in attached.run(k).trained().items()}
+    return _copies(attached.run(k).trained())
+
+
+def stored_tensors(attached: Attached, k: int = 0) -> dict[str, Tensor]:
+    """A copy of what a checkpoint of run k holds: of a reparameterized prefix the keys and values, not their MLP."""
+    return _copies(attached.run(k).stored())
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in tensors.items()}
 
 
 def save_trained(attached: Attached, path: Path, k: int = 0) -> None:
-    """Write run k's trained tensors atomically (temporary file, fsync, rename)."""
+    """Write what run k has trained, as it is stored, atomically (temporary file, fsync, rename)."""
     header = {"format": "peft_methods 1", "description": _description(attached, k)}
-    write_safetensors(trained_tensors(attached, k), path, header)
+    write_safetensors(stored_tensors(attached, k), path, header)
 
 
 def load_trained(attached: Attached, path: Path, k: int = 0) -> None:
@@ -43,9 +52,14 @@ def load_trained(attached: Attached, path: Path, k: int = 0) -> None:
 def copy_trained(attached: Attached, tensors: Mapping[str, Tensor], k: int = 0, only: str = "") -> None:
     """Copy named tensors into run k. `only` restricts both sides to names with that prefix.
 
+    Where they are the stored form of a reparameterized run, its MLPs are forgotten: they could not have been kept.
     Raises ValueError, before anything is copied, where names or shapes do not fit.
     """
-    own = {name: p for name, p in attached.run(k).trained().items() if name.startswith(only)}
+    run = attached.run(k)
+    shapes = {name: t.shape for name, t in tensors.items()}
+    if run.trained().keys() != run.stored().keys() and {n: t.shape for n, t in run.stored().items()} == shapes:
+        run.collapse()
+    own = {name: p for name, p in run.trained().items() if name.startswith(only)}
     given = {name: t for name, t in tensors.items() if name.startswith(only)}
     wrong = sorted(own.keys() ^ given.keys())
     wrong += [n for n in own.keys() & given.keys() if own[n].shape != given[n].shape]
@@ -88,17 +102,22 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _description(attached: Attached, k: int) -> dict[str, Any]:
-    method, config = attached.run(k).method, attached.backbone.config
-    fields: dict[str, Any] = dataclasses.asdict(method) if dataclasses.is_dataclass(method) else {}
-    # A tuple, or Hydra's own list, is a list in JSON.
-    fields = {n: list(v) if isinstance(v, Sequence) and not isinstance(v, str) else v for n, v in fields.items()}
+    config = attached.backbone.config
+    method = _plain(attached.run(k).method)
     return {
-        "method": type(method).__name__,
-        **fields,
+        **(method if isinstance(method, dict) else {"method": type(attached.run(k).method).__name__}),
         "model_type": config.model_type,
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_hidden_layers,
     }
+
+
+def _plain(value: Any) -> Any:
+    """A method as JSON has it; the parts of a composition likewise. A tuple, or Hydra's own list, is a list there."""
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"method": type(value).__name__, **fields}
+    return [_plain(v) for v in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> str:

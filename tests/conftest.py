@@ -5,15 +5,33 @@ Fixtures give functions, so that a test says which architecture, size and number
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, PreTrainedModel, RobertaConfig, RobertaModel
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertModel,
+    DebertaV2Config,
+    DebertaV2Model,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
+# Tiny backbones by name; "t5" is T5 1.0 (ReLU, tied), "t5_gated" T5 1.1 (gated GELU, untied output).
+ALL_ARCHITECTURES = ("bert", "roberta", "deberta_v2", "gpt2", "t5", "t5_gated", "bart")
+ENCODERS = ("bert", "roberta", "deberta_v2")
+ENCODER_DECODERS = ("t5", "t5_gated", "bart")
 VOCABULARY = 61
 TOKENS = 24  # longest input of the tiny backbones
 
@@ -26,7 +44,7 @@ def _one_seed():
 
 @pytest.fixture(params=["bert", "roberta"])
 def architecture(request: pytest.FixtureRequest) -> str:
-    """Every architecture with an entry in the site table (test_sites.py checks that none is left out)."""
+    """The papers' encoders. What must hold on every architecture of the site table says so in its own file."""
     return request.param
 
 
@@ -45,22 +63,50 @@ def randomize() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., Any]:
-    """tiny_config("bert", dropout=0.0, **changes): configuration of a two-layer backbone of width 16."""
+    """tiny_config("bert", dropout=0.0, **changes): a two-layer backbone of width 16; changes are in BERT's words."""
 
     def build(architecture: str, dropout: float = 0.0, **changes: Any) -> Any:
-        settings: dict[str, Any] = {
+        sizes = {
             "vocab_size": VOCABULARY,
             "hidden_size": 16,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "intermediate_size": 24,
             "max_position_embeddings": TOKENS + 2,  # RoBERTa's positions start at pad_token_id + 1 = 2
-            "type_vocab_size": 2 if architecture == "bert" else 1,
-            "hidden_dropout_prob": dropout,
-            "attention_probs_dropout_prob": dropout,
             **changes,
         }
-        return {"bert": BertConfig, "roberta": RobertaConfig}[architecture](**settings)
+        if architecture in ENCODERS:
+            sizes |= {
+                "type_vocab_size": {"bert": 2, "roberta": 1, "deberta_v2": 0}[architecture],
+                "hidden_dropout_prob": dropout,
+                "attention_probs_dropout_prob": dropout,
+            }
+            if architecture == "deberta_v2":
+                relative = {"relative_attention": True, "position_buckets": 4, "norm_rel_ebd": "layer_norm"}
+                shared = {"share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+                return DebertaV2Config(**sizes, **relative, **shared)
+            return {"bert": BertConfig, "roberta": RobertaConfig}[architecture](**sizes)
+        layers, heads, inner = (
+            sizes.pop(key) for key in ("num_hidden_layers", "num_attention_heads", "intermediate_size")
+        )
+        positions, width = sizes.pop("max_position_embeddings"), sizes.pop("hidden_size")
+        if architecture == "gpt2":
+            rates = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), dropout)
+            ids = {"bos_token_id": 60, "eos_token_id": 60}
+            shape = {"n_embd": width, "n_layer": layers, "n_head": heads, "n_inner": inner, "n_positions": positions}
+            return GPT2Config(**sizes, **shape, **rates, **ids)
+        if architecture == "bart":
+            rates = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), dropout)
+            shape = {"encoder_layers": layers, "decoder_layers": layers, "d_model": width}
+            shape |= {f"{side}_ffn_dim": inner for side in ("encoder", "decoder")}
+            shape |= {f"{side}_attention_heads": heads for side in ("encoder", "decoder")}
+            return BartConfig(**sizes, **shape, **rates, max_position_embeddings=positions, forced_eos_token_id=None)
+        shape = {"d_model": width, "d_kv": width // heads, "d_ff": inner, "num_layers": layers, "num_heads": heads}
+        kind = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False} if architecture == "t5_gated" else {}
+        return T5Config(
+            **sizes, **shape, **kind, dropout_rate=dropout, decoder_start_token_id=0,
+            relative_attention_num_buckets=8, relative_attention_max_distance=12,
+        )  # fmt: skip
 
     return build
 
@@ -71,11 +117,22 @@ def tiny_backbone(tiny_config, randomize) -> Callable[..., PreTrainedModel]:
 
     def build(architecture: str, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
         config = tiny_config(architecture, **changes)
-        model: PreTrainedModel = (
-            BertModel(config) if architecture == "bert" else RobertaModel(config, add_pooling_layer=False)
-        )
+        if architecture == "roberta":
+            model: PreTrainedModel = RobertaModel(config, add_pooling_layer=False)
+        else:
+            kinds: dict[str, Any] = {
+                "bert": BertModel,
+                "deberta_v2": DebertaV2Model,
+                "gpt2": GPT2LMHeadModel,
+                "bart": BartForConditionalGeneration,
+            }
+            model = kinds.get(architecture, T5ForConditionalGeneration)(config)
+        if architecture == "t5_gated":  # transformers ties T5's output layer whatever the configuration says
+            cast(Any, model).lm_head.weight = nn.Parameter(torch.empty_like(cast(Any, model).lm_head.weight))
+        norms = ("LayerNorm.weight", "layer_norm.weight", "layernorm_embedding.weight")
         for name, parameter in model.named_parameters():
-            nn.init.constant_(parameter, 1.0 if name.endswith("LayerNorm.weight") else 0.0)
+            gain = name.endswith(norms) or (".ln_" in name and name.endswith("weight"))
+            nn.init.constant_(parameter, 1.0 if gain else 0.0)
         randomize(model, seed=1)
         nn.Module.to(model, dtype=dtype)
         return model.eval()
@@ -85,18 +142,26 @@ def tiny_backbone(tiny_config, randomize) -> Callable[..., PreTrainedModel]:
 
 @pytest.fixture(scope="session")
 def tiny_batch() -> Callable[..., dict[str, Tensor]]:
-    """tiny_batch("bert", rows, width, seed): token ids with some padding on the right, as a tokenizer would give."""
+    """tiny_batch("bert", rows, width, seed): token ids with some padding on the right, as a tokenizer would give.
+
+    GPT-2's say where its target begins (`boundary`), an encoder-decoder's hold the decoder's ids too.
+    """
 
     def draw(architecture: str, rows: int = 3, width: int = 9, seed: int = 0) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        lengths = torch.randint(2, width + 1, (rows,), generator=generator)
+        lengths = torch.randint(min(2, width), width + 1, (rows,), generator=generator)
         lengths[0] = width
         mask = (torch.arange(width)[None] < lengths[:, None]).long()
-        pad = 0 if architecture == "bert" else 1
+        pad = {"roberta": 1, "bart": 1}.get(architecture, 0)
         ids = torch.randint(4, VOCABULARY, (rows, width), generator=generator)
         batch = {"input_ids": torch.where(mask.bool(), ids, pad), "attention_mask": mask}
         if architecture == "bert":
             batch["token_type_ids"] = torch.randint(0, 2, (rows, width), generator=generator) * mask
+        if architecture == "gpt2":
+            batch["boundary"] = (lengths + 1) // 2
+        if architecture in ENCODER_DECODERS:
+            written = torch.randint(4, VOCABULARY, (rows, max(1, width - 3)), generator=generator)
+            batch["decoder_input_ids"] = torch.cat([torch.zeros(rows, 1, dtype=torch.long), written], dim=1)
         return batch
 
     return draw

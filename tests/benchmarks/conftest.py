@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from benchmarks.config import BackboneConfig, RunConfig, ScaleConfig, TaskConfig, TrackingConfig, TrainerConfig
 from benchmarks.tasks.tokenizing import TokenizedSplit
 from benchmarks.training import Job
-from peft_methods.attach import Attached, Method, attach
+from peft_methods.attach import attach
+from peft_methods.attached import Attached, Method
 from peft_methods.bitfit import BitFit
 from peft_methods.bottleneck import Houlsby
 from peft_methods.heads import ClassificationHead

@@ -261,7 +261,7 @@ def test_the_named_command_survives_a_shell_and_hydra(short, folder):
         (["scale=paper", LORA, "task=wnli"], r"expected conf/recipe/paper/lora/table2_roberta_base_lora/wnli.yaml"),
         (["backbone.dtype=float7"], "backbone.dtype='float7': expected one of float32, bfloat16, float64"),
         (["method=lora", "method.alpha=nan"], "method.alpha=nan: expected a finite number"),
-        (["backbone.model_type=robert"], "transformers has no such model; methods attach to bert, roberta"),
+        (["backbone.model_type=robert"], "transformers has no such model; methods attach to bart, bert, .*, t5"),
         (["+backbone.architecture.hiden_size=8"], "architecture.hiden_size: roberta has no such key"),
         (["trainer.regression_bias=mean"], "expected one of zero, label_mean"),
         (["trainer.max_length=600"], "max_length=600"),

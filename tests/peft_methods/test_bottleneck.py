@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PreTrainedModel, RobertaConfig, RobertaModel
 
-from peft_methods.attach import Attached, attach
+from peft_methods.attach import attach
+from peft_methods.attached import Attached
 from peft_methods.bitfit import NormOffset
 from peft_methods.bottleneck import ACTIVATIONS, Bottleneck, Houlsby, Parallel, Pfeiffer
 from peft_methods.heads import ClassificationHead

@@ -1,11 +1,15 @@
-"""What holds for every method on every architecture. A new method is one more entry in METHODS.
+"""What holds for every method on every architecture it is defined on. A new method is one more entry in METHODS.
 
+defined     elsewhere it is refused by name, and nothing is attached
 counts      equal the formula of the method's docstring, for three sizes of method and backbone
 start       equals the backbone's own features
 training    moves every declared tensor and nothing else; the backbone stays bit-identical; detach gives it back
-pack        a run trains as it does alone, next to other runs; padding is never seen
+pack        a run trains as it does alone, next to other runs; padding on either side is never seen
 recompute   gradient checkpointing draws the same masks and gives the same gradients
-save, load  equal logits bit for bit, nothing but the trained tensors in the file
+save, load  equal logits bit for bit, nothing but the stored tensors in the file
+generation  with and without cache, padded on either side: what step-by-step recomputation writes
+
+That the values are right is shown against independent code: test_equations.py, and the files of the methods.
 """
 
 from collections.abc import Callable
@@ -18,32 +22,65 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from peft_methods.attach import Attached, Method, attach
+from peft_methods.attach import attach
+from peft_methods.attached import Attached, Method
 from peft_methods.baselines import Full, FullTop, HeadOnly
 from peft_methods.bitfit import BitFit
-from peft_methods.bottleneck import Houlsby, Parallel, Pfeiffer
+from peft_methods.bottleneck import AdapterL, Houlsby, Parallel, Pfeiffer, SharedPfeiffer
+from peft_methods.composition import Composition
 from peft_methods.counting import count_parameters
 from peft_methods.heads import ClassificationHead
 from peft_methods.ia3 import IA3
 from peft_methods.lora import Lora
+from peft_methods.prefix import Infix, Prefix
+from peft_methods.prompt import Prompt
 from peft_methods.state import load_trained, save_trained
+from tests.conftest import ALL_ARCHITECTURES, ENCODER_DECODERS, ENCODERS
 
 LABELS = 3
 SIX = ("query", "key", "value", "attention_output", "ffn_in", "ffn_out")
+T5 = ("t5", "t5_gated")
+POST_NORM = (*ENCODERS, "bart")
+NOT_DEBERTA = tuple(a for a in ALL_ARCHITECTURES if a != "deberta_v2")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a tiny backbone, as the papers write them."""
+    """Sizes of a tiny backbone, as the papers write them, and what its architecture has of everything."""
 
-    L: int  # layers
+    architecture: str
+    L: int  # layers of a stack
     H: int  # hidden size
     F: int  # intermediate size
-    pooler: bool
+    vocabulary: int = 61
+    positions: int = 26
 
     @property
     def config(self) -> dict[str, int]:
         return {"num_hidden_layers": self.L, "hidden_size": self.H, "intermediate_size": self.F}
+
+    @property
+    def pooler(self) -> bool:
+        return self.architecture == "bert"
+
+    @property
+    def both(self) -> bool:
+        """Encoder and decoder."""
+        return self.architecture in ENCODER_DECODERS
+
+    @property
+    def layers(self) -> int:
+        return self.L * (1 + self.both)
+
+    @property
+    def cross(self) -> int:
+        """Cross-attentions."""
+        return self.L * self.both
+
+    @property
+    def norms(self) -> int:
+        """Two a layer, one more with a cross-attention, one outside of each stack, DeBERTa's relative embeddings."""
+        return 2 * self.layers + self.cross + 1 + self.both + (self.architecture == "deberta_v2")
 
 
 @dataclass(frozen=True)
@@ -54,114 +91,259 @@ class Case:
     make: Callable[[int], Method]
     trained: Callable[[Shape, int], int]  # without the head
     added: Callable[[Shape, int], int]
-    start: Literal["exact", "near"] = "exact"
+    stored: Callable[[Shape, int], int] | None = None  # where it is not what is trained
+    on: tuple[str, ...] = ALL_ARCHITECTURES
+    start: Literal["exact", "near", "far"] = "exact"
     in_place: bool = False  # trains the backbone itself, hence never in a pack
     sizes: tuple[int, int, int] = (1, 4, 7)
 
 
 def adapters(n: Callable[[Shape], int]) -> Callable[[Shape, int], int]:
-    """n(L) bottlenecks of 2·H·m + H + m."""
+    """n bottlenecks of 2·H·m + H + m."""
     return lambda s, m: n(s) * (2 * s.H * m + s.H + m)
 
 
 def layer_norms(s: Shape) -> int:
-    """Gain and bias of two LayerNorms per layer and the embeddings' one."""
-    return 2 * s.H * (2 * s.L + 1)
+    """Gain and bias of every LayerNorm; T5's have no bias."""
+    return (1 if s.architecture in T5 else 2) * s.H * s.norms
 
 
 def biases(s: Shape, size: int) -> int:
-    """Query, key, value, attention output, feed-forward in and out, two LayerNorms per layer; embeddings; pooler."""
-    return s.L * (4 * s.H + s.F + s.H + 2 * s.H) + s.H + s.H * s.pooler
+    """Of every linear map: four of an attention, two of a feed-forward, BERT's pooler; of every LayerNorm."""
+    return s.layers * (5 * s.H + s.F) + s.cross * 4 * s.H + s.norms * s.H + s.H * s.pooler
 
 
 def nothing(s: Shape, size: int) -> int:
     return 0
 
 
+def weights_of_layers(s: Shape) -> int:
+    """The linear maps' weights; T5 1.1 has a third one in its feed-forward."""
+    return (s.layers + s.cross) * 4 * s.H * s.H + s.layers * (3 if s.architecture == "t5_gated" else 2) * s.H * s.F
+
+
 def everything(s: Shape, size: int) -> int:
-    """Vocabulary, positions and token types of the tiny backbones; their layers; BERT's pooler."""
-    embeddings = (61 + 26 + (2 if s.pooler else 1)) * s.H
-    linear = s.L * (4 * s.H * s.H + 4 * s.H + 2 * s.H * s.F + s.F + s.H)
-    return embeddings + linear + layer_norms(s) + (s.H * s.H + s.H) * s.pooler
+    """All parameters of the tiny backbones: embeddings, layers, what is outside of them."""
+    embeddings = {
+        "bert": s.vocabulary + s.positions + 2,
+        "roberta": s.vocabulary + s.positions + 1,
+        "deberta_v2": s.vocabulary + 2 * 4,  # 4 relative distances to each side
+        "gpt2": s.vocabulary + s.positions,
+        "bart": s.vocabulary + 2 * (s.positions + 2),
+        "t5": s.vocabulary,
+        "t5_gated": 2 * s.vocabulary,
+    }[s.architecture]
+    relative = 2 * 8 * 2 if s.architecture in T5 else 0  # 8 buckets of 2 heads in each stack
+    linear_biases = 0 if s.architecture in T5 else biases(s, 0) - s.norms * s.H
+    pooler = s.H * s.H if s.pooler else 0
+    return embeddings * s.H + weights_of_layers(s) + linear_biases + layer_norms(s) + relative + pooler
+
+
+def keys_values(s: Shape, P: int) -> int:
+    """P keys and P values at every attention."""
+    return 2 * (s.layers + s.cross) * P * s.H
+
+
+def with_mlp(s: Shape, P: int, M: int, rows: int, mlps: int = 1) -> int:
+    """`mlps` of E (P x H), H -> M -> their share of `rows` columns."""
+    return mlps * (P * s.H + M * (s.H + 1)) + rows * (M + 1)
+
+
+def prefix_with_mlp(s: Shape, P: int) -> int:
+    """M = 5; an MLP for encoder, decoder and cross-attention each."""
+    return with_mlp(s, P, 5, 2 * (s.layers + s.cross) * s.H, mlps=3 if s.both else 1)
+
+
+def parallel_ffn(s: Shape, m: int) -> int:
+    return adapters(lambda s: s.layers)(s, m)
+
+
+def lora(per_layer: Callable[[Shape], int], cross: Callable[[Shape], int] = lambda s: 0) -> Callable[[Shape, int], int]:
+    """r·(in + out) a target."""
+    return lambda s, r: r * (s.layers * per_layer(s) + s.cross * cross(s))
+
+
+def prompt(length: int, init: str = "normal", mlp_hidden: int | None = None) -> Prompt:
+    return Prompt(length, mlp_hidden, init, (-0.5, 0.5), 50, ())
 
 
 METHODS = [
     Case(
         "houlsby",
         lambda m: Houlsby(m, "gelu_tanh", "truncated_normal", 1e-3, train_layer_norms=True),
-        trained=lambda s, m: adapters(lambda s: 2 * s.L)(s, m) + layer_norms(s),
-        added=adapters(lambda s: 2 * s.L),
+        trained=lambda s, m: adapters(lambda s: 2 * s.layers)(s, m) + layer_norms(s),
+        added=adapters(lambda s: 2 * s.layers),
         start="near",
     ),
     Case(
         "adapter_h",  # LayerNorms frozen, as in LoRA's table
         lambda m: Houlsby(m, "gelu_erf", "normal", 1e-3, train_layer_norms=False),
-        trained=adapters(lambda s: 2 * s.L),
-        added=adapters(lambda s: 2 * s.L),
+        trained=adapters(lambda s: 2 * s.layers),
+        added=adapters(lambda s: 2 * s.layers),
+        start="near",
+    ),
+    Case(
+        "adapter_l",
+        lambda m: AdapterL(m, "relu", "normal", 1e-3),
+        trained=lambda s, m: adapters(lambda s: s.layers)(s, m) + s.layers * 2 * s.H,
+        added=lambda s, m: adapters(lambda s: s.layers)(s, m) + s.layers * 2 * s.H,
+        on=("gpt2", *T5),
         start="near",
     ),
     Case(
         "parallel",
         lambda m: Parallel(m, "relu", "lora", 0.0, 4.0, 0.1, ("ffn",)),
-        trained=adapters(lambda s: s.L),
-        added=adapters(lambda s: s.L),
+        trained=parallel_ffn,
+        added=parallel_ffn,
     ),
     Case(
         "parallel_both",
         lambda m: Parallel(m, "swish", "normal", 1e-3, 0.5, 0.0, ("attention", "ffn")),
-        trained=adapters(lambda s: 2 * s.L),
-        added=adapters(lambda s: 2 * s.L),
+        trained=adapters(lambda s: 2 * s.layers),
+        added=adapters(lambda s: 2 * s.layers),
+        start="near",
+    ),
+    Case(
+        "parallel_cross",
+        lambda m: Parallel(m, "relu", "normal", 1e-3, 1.0, 0.1, ("cross_attention",)),
+        trained=adapters(lambda s: s.cross),
+        added=adapters(lambda s: s.cross),
+        on=ENCODER_DECODERS,
         start="near",
     ),
     Case(
         "pfeiffer",
         lambda m: Pfeiffer(m, "relu", "normal", 1e-3, skip_layers=0),
-        trained=adapters(lambda s: s.L),
-        added=adapters(lambda s: s.L),
+        trained=adapters(lambda s: s.layers),
+        added=adapters(lambda s: s.layers),
+        on=POST_NORM,
         start="near",
     ),
     Case(
         "pfeiffer_dropped",
         lambda m: Pfeiffer(m, "swish", "normal", 1e-3, skip_layers=1),
-        trained=adapters(lambda s: s.L - 1),
-        added=adapters(lambda s: s.L - 1),
+        trained=adapters(lambda s: s.layers - 1 - s.both),
+        added=adapters(lambda s: s.layers - 1 - s.both),
+        on=POST_NORM,
+        start="near",
+    ),
+    Case(
+        "pfeiffer_shared",
+        lambda m: SharedPfeiffer(m, "relu", "normal", 1e-3),
+        trained=adapters(lambda s: 1),
+        added=adapters(lambda s: 1),
+        on=POST_NORM,
         start="near",
     ),
     Case(
         "lora",
         lambda r: Lora(r, 16.0, 0.1, ("query", "value"), "kaiming_uniform"),
-        trained=lambda s, r: s.L * 2 * r * 2 * s.H,
-        added=lambda s, r: s.L * 2 * r * 2 * s.H,
+        trained=lora(lambda s: 4 * s.H),
+        added=lora(lambda s: 4 * s.H),
     ),
     Case(
         "lora_six",
         lambda r: Lora(r, 8.0, 0.0, SIX, "normal_0.02"),
-        trained=lambda s, r: s.L * r * (4 * 2 * s.H + 2 * (s.H + s.F)),
-        added=lambda s, r: s.L * r * (4 * 2 * s.H + 2 * (s.H + s.F)),
+        trained=lora(lambda s: 4 * 2 * s.H + 2 * (s.H + s.F)),
+        added=lora(lambda s: 4 * 2 * s.H + 2 * (s.H + s.F)),
     ),
-    Case("bitfit", lambda _: BitFit("all"), trained=biases, added=nothing),
+    Case(
+        "lora_cross",
+        lambda r: Lora(r, 4.0, 0.1, ("cross_query", "cross_key", "cross_value", "cross_output"), "normal_0.02"),
+        trained=lora(lambda s: 0, lambda s: 8 * s.H),
+        added=lora(lambda s: 0, lambda s: 8 * s.H),
+        on=ENCODER_DECODERS,
+    ),
+    Case(
+        "bitfit",
+        lambda _: BitFit("all"),
+        trained=biases,
+        added=nothing,
+        on=tuple(a for a in ALL_ARCHITECTURES if a not in T5),
+    ),
     Case(
         "bitfit_subset",
         lambda _: BitFit("query_ffn_in"),
-        trained=lambda s, _: s.L * (s.H + s.F),
+        trained=lambda s, _: s.layers * (s.H + s.F) + s.cross * s.H,
         added=nothing,
+        on=tuple(a for a in ALL_ARCHITECTURES if a not in T5),
     ),
-    Case("ia3", lambda _: IA3(), trained=lambda s, _: s.L * (2 * s.H + s.F), added=lambda s, _: s.L * (2 * s.H + s.F)),
-    Case("head_only", lambda _: HeadOnly(), trained=nothing, added=nothing),
+    Case(
+        "ia3",
+        lambda _: IA3(),
+        trained=lambda s, _: s.layers * (2 * s.H + s.F) + s.cross * 2 * s.H,
+        added=lambda s, _: s.layers * (2 * s.H + s.F) + s.cross * 2 * s.H,
+    ),
+    Case(
+        "prefix",
+        lambda P: Prefix(P, 5, "random", ""),
+        trained=prefix_with_mlp,
+        added=prefix_with_mlp,
+        stored=keys_values,
+        on=NOT_DEBERTA,
+        start="far",
+    ),
+    Case(
+        "prefix_without_mlp",
+        lambda P: Prefix(P, None, "random", ""),
+        trained=keys_values,
+        added=keys_values,
+        on=NOT_DEBERTA,
+        start="far",
+    ),
+    Case(
+        "infix",
+        lambda P: Infix(P, 5),
+        trained=lambda s, P: prefix_with_mlp(s, P) + P * s.H,
+        added=lambda s, P: prefix_with_mlp(s, P) + P * s.H,
+        stored=lambda s, P: keys_values(s, P) + P * s.H,
+        on=("gpt2",),
+        start="far",
+    ),
+    Case("prompt", prompt, trained=lambda s, P: P * s.H, added=lambda s, P: P * s.H, start="far"),
+    Case(
+        "embedding_only",
+        lambda P: prompt(P, mlp_hidden=5),
+        trained=lambda s, P: with_mlp(s, P, 5, s.H),
+        added=lambda s, P: with_mlp(s, P, 5, s.H),
+        stored=lambda s, P: P * s.H,
+        start="far",
+    ),
+    Case(
+        "mam",
+        lambda P: Composition((Prefix(P, 5, "random", ""), Parallel(P, "relu", "lora", 0.0, 4.0, 0.1, ("ffn",)))),
+        trained=lambda s, P: prefix_with_mlp(s, P) + parallel_ffn(s, P),
+        added=lambda s, P: prefix_with_mlp(s, P) + parallel_ffn(s, P),
+        stored=lambda s, P: keys_values(s, P) + parallel_ffn(s, P),
+        on=NOT_DEBERTA,
+        start="far",
+    ),
+    Case("head_only", lambda _: HeadOnly(), trained=nothing, added=nothing, on=ENCODERS),
     Case("full", lambda _: Full(), trained=everything, added=nothing, in_place=True),
     Case(
         "full_top",
         lambda _: FullTop(2),
         trained=lambda s, _: 2 * (4 * s.H * s.H + 4 * s.H + 2 * s.H * s.F + s.F + s.H + 4 * s.H),
         added=nothing,
+        on=(*ENCODERS, "gpt2"),
         in_place=True,
     ),
 ]
+DEFINED = [pytest.param(case, a, id=f"{case.name}-{a}") for case in METHODS for a in case.on]
+UNDEFINED = [
+    pytest.param(case, a, id=f"{case.name}-{a}")
+    for case in METHODS
+    for a in ALL_ARCHITECTURES
+    if a not in case.on and case.name != "head_only"  # without a head nothing is left of it
+]
+WRITERS = [p for p in DEFINED if p.values[1] not in ENCODERS]
 
 
-@pytest.fixture(params=METHODS, ids=lambda case: case.name)
-def case(request: pytest.FixtureRequest) -> Case:
-    return request.param
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test that takes a case runs on every architecture the case is defined on, unless it says otherwise."""
+    marked = any(mark.name == "parametrize" and "case" in mark.args[0] for mark in metafunc.definition.iter_markers())
+    if "case" in metafunc.fixturenames and not marked:
+        metafunc.parametrize(("case", "architecture"), DEFINED)
 
 
 @pytest.fixture
@@ -175,11 +357,25 @@ def batch(architecture: str, tiny_batch) -> dict[str, Tensor]:
 
 
 def attach_one(backbone: Any, method: Method, seed: int = 0) -> Attached:
-    return attach(backbone, [method], [lambda: ClassificationHead(backbone.config, LABELS)], [seed])
+    """With a head on an encoder; a language model has its own."""
+    head = None if hasattr(backbone, "lm_head") else lambda: ClassificationHead(backbone.config, LABELS)
+    return attach(backbone, [method], [head], [seed])
 
 
-def loss_of(logits: Tensor) -> Tensor:
-    return F.cross_entropy(logits, torch.arange(len(logits)) % LABELS)
+def own(backbone: Any, batch: dict[str, Tensor]) -> Tensor:
+    """The backbone's own logits, or its hidden states."""
+    outputs = backbone(**{key: value for key, value in batch.items() if key != "boundary"})
+    return outputs.logits if hasattr(outputs, "logits") else outputs.last_hidden_state
+
+
+def real(outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Without what stands at padding."""
+    return outputs if "decoder_input_ids" in batch else outputs[batch["attention_mask"].bool()]
+
+
+def loss_of(outputs: Tensor) -> Tensor:
+    rows = outputs.flatten(0, -2)
+    return F.cross_entropy(rows, torch.arange(len(rows)) % rows.shape[1])
 
 
 def train(attached: Attached, batches: list[Any], steps: int, learning_rate: float = 1e-2) -> None:
@@ -196,27 +392,39 @@ def train(attached: Attached, batches: list[Any], steps: int, learning_rate: flo
     attached.eval()
 
 
+@pytest.mark.parametrize(("case", "architecture"), UNDEFINED)
+def test_undefined_is_refused_by_name(case, architecture, backbone):
+    hooks = sum(len(module._forward_hooks) for module in backbone.modules())
+    with pytest.raises(ValueError, match=rf"{backbone.config.model_type}|match no projection|no sub-layer"):
+        attach(backbone, [case.make(2)])
+    assert sum(len(module._forward_hooks) for module in backbone.modules()) == hooks
+    assert all(p.requires_grad for p in backbone.parameters())
+
+
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_counts_equal_the_formula(case, architecture, tiny_backbone, which):
-    pooler = architecture == "bert"
-    shape = [Shape(2, 16, 24, pooler), Shape(3, 8, 40, pooler), Shape(4, 12, 12, pooler)][which]
-    size = case.sizes[which]
+    L, H, ffn = [(2, 16, 24), (3, 8, 40), (4, 12, 12)][which]
+    shape, size = Shape(architecture, L, H, ffn), case.sizes[which]
     counts = count_parameters(attach_one(tiny_backbone(architecture, **shape.config), case.make(size)))
-    head = LABELS * (shape.H + 1) + (0 if pooler else shape.H * (shape.H + 1))
+    head = 0
+    if architecture in ENCODERS:
+        head = LABELS * (shape.H + 1) + (0 if shape.pooler else shape.H * (shape.H + 1))
     assert (counts.method, counts.added) == (case.trained(shape, size), case.added(shape, size))
-    assert (counts.head, counts.stored) == (head, counts.method + head)
+    assert (counts.head, counts.stored) == (head, (case.stored or case.trained)(shape, size) + head)
     assert counts.backbone == everything(shape, 0)
 
 
 def test_start_equals_the_backbone(case, backbone, batch):
     with torch.no_grad():
-        own = backbone(**batch).last_hidden_state
-        (attached,) = attach(backbone, [case.make(4)])([batch])
+        expected = real(own(backbone, batch), batch)
+        (outputs,) = attach(backbone, [case.make(4)])([batch])
+    outputs = real(outputs, batch)
     if case.start == "exact":
-        assert torch.equal(attached, own)
-    else:
-        assert not torch.equal(attached, own), "the modules are not in the forward pass"
-        torch.testing.assert_close(attached, own, rtol=0, atol=1e-3)
+        assert torch.equal(outputs, expected)
+        return
+    assert not torch.equal(outputs, expected), "the modules are not in the forward pass"
+    if case.start == "near":
+        torch.testing.assert_close(outputs, expected, rtol=0, atol=2e-3)
 
 
 def test_two_steps_move_the_declared_tensors_and_nothing_else(case, backbone, batch, randomize, snapshot):
@@ -233,11 +441,15 @@ def test_two_steps_move_the_declared_tensors_and_nothing_else(case, backbone, ba
     for name, parameter in trained.items():
         assert parameter.grad is not None, f"{name} is not in the graph"
         size = parameter.grad.abs().max().item()
-        if "key" in name and name.endswith("bias"):
+        if _bias_of_keys(name) and backbone.config.model_type != "deberta-v2":  # its positions see the keys' bias
             assert size < 1e-6, f"{name}: softmax does not see what all keys have in common"
         else:
-            assert size > 1e-6, f"{name} has no gradient"
+            assert size > 1e-7, f"{name} has no gradient"
             assert not torch.equal(parameter, before[_path(attached, parameter)]), f"{name} did not move"
+
+
+def _bias_of_keys(name: str) -> bool:
+    return name.endswith("bias") and ("key" in name or "k_proj" in name) and "mlp" not in name
 
 
 def _path(attached: Attached, parameter: Tensor) -> str:
@@ -246,19 +458,25 @@ def _path(attached: Attached, parameter: Tensor) -> str:
 
 def test_training_leaves_the_backbone_bit_identical(case, backbone, batch, snapshot):
     implementation, before = backbone.config._attn_implementation, snapshot(backbone)
+    attributes = [dict(vars(module)) for module in backbone.modules()]
     with torch.no_grad():
-        own = backbone(**batch).last_hidden_state
+        expected = own(backbone, batch)
     attached = attach_one(backbone, case.make(4))
     train(attached, [batch], steps=20)
     if case.in_place:
-        assert not torch.equal(backbone(**batch).last_hidden_state, own), "full fine-tuning did not train"
+        assert not torch.equal(own(backbone, batch), expected), "full fine-tuning did not train"
     else:
         assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
     assert attached.detach() is backbone
     with torch.no_grad():
-        assert torch.equal(backbone(**batch).last_hidden_state, own)
+        assert torch.equal(own(backbone, batch), expected)
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
-    assert not any(module._forward_hooks for module in backbone.modules())
+    for module, attribute in zip(backbone.modules(), attributes, strict=True):
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert {n: v for n, v in vars(module).items() if isinstance(v, float)} == {
+            n: v for n, v in attribute.items() if isinstance(v, float)
+        }
     assert all(p.requires_grad and p.grad is None for p in backbone.parameters())
     assert backbone.config._attn_implementation == implementation
     attach_one(backbone, case.make(4))  # and the backbone takes the next run
@@ -271,7 +489,7 @@ def test_saved_and_loaded_gives_equal_logits(case, architecture, tiny_backbone, 
         (expected,) = trained([batch])
     path = tmp_path / "run.safetensors"
     save_trained(trained, path)
-    tensors = trained.run(0).trained()
+    tensors = trained.run(0).stored()
     with safe_open(path, framework="pt") as file:
         assert set(file.keys()) == set(tensors)
     assert path.stat().st_size < sum(p.numel() * 4 for p in tensors.values()) + 200 * len(tensors) + 1000
@@ -279,32 +497,59 @@ def test_saved_and_loaded_gives_equal_logits(case, architecture, tiny_backbone, 
     with torch.no_grad():
         assert not torch.equal(loaded([batch])[0], expected)
         load_trained(loaded, path)
-        assert torch.equal(loaded([batch])[0], expected)
+        if case.stored is None:
+            assert torch.equal(loaded([batch])[0], expected)
+        else:  # the product of another shape is rounded in another way
+            torch.testing.assert_close(loaded([batch])[0], expected, rtol=0, atol=1e-5)
 
 
-def test_padding_is_never_seen(case, architecture, backbone, batch, randomize):
-    attached = attach_one(backbone, case.make(4))
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_never_seen(case, architecture, backbone, batch, randomize, side):
+    """The features at the text's own tokens; a head reads the first token, so that it has no use for a left side."""
+    attached = attach(backbone, [case.make(4)])
     if not case.in_place:
         randomize(attached.run(0))
-    pad = {"input_ids": backbone.config.pad_token_id}
-    wider = {key: F.pad(value, (0, 5), value=pad.get(key, 0)) for key, value in batch.items()}
+    pad, ids = {"input_ids": backbone.config.pad_token_id or 0}, ("input_ids", "attention_mask", "token_type_ids")
+    amounts = (5, 0) if side == "left" else (0, 5)
+    wider = {key: F.pad(value, amounts, value=pad.get(key, 0)) if key in ids else value for key, value in batch.items()}
+    if "boundary" in batch:
+        wider["boundary"] = batch["boundary"] + amounts[0]
     with torch.no_grad():
-        torch.testing.assert_close(attached([wider])[0], attached([batch])[0], rtol=0, atol=1e-6)
+        narrow_outputs, wide_outputs = attached([batch])[0], attached([wider])[0]
+    torch.testing.assert_close(real(wide_outputs, wider), real(narrow_outputs, batch), rtol=0, atol=2e-5)
+
+
+def test_one_token(case, architecture, tiny_backbone, tiny_batch, randomize):
+    """The shortest input, alone and beside a longer row."""
+    attached = attach(tiny_backbone(architecture, torch.float64), [case.make(2)])
+    if not case.in_place:
+        randomize(attached.run(0))
+    batch = tiny_batch(architecture, rows=2, width=6)
+    batch["attention_mask"][1, 1:] = 0
+    if "boundary" in batch:
+        batch["boundary"][1] = 1
+    short = {
+        key: value[1:] if key in ("boundary", "decoder_input_ids") else value[1:, :1] for key, value in batch.items()
+    }
+    with torch.no_grad():
+        both, alone = attached([batch])[0][1], attached([short])[0][0]
+    torch.testing.assert_close(both if "decoder_input_ids" in batch else both[:1], alone, rtol=0, atol=1e-8)
 
 
 def test_trains_in_a_pack_as_alone(case, architecture, tiny_backbone, tiny_batch, randomize):
     """Beside a wider LoRA run and a second run of the same method; float64, so that only rounding may differ."""
-    if case.in_place:
-        with pytest.raises(ValueError, match="cannot share a pack"):
-            attach(tiny_backbone(architecture), [case.make(4), HeadOnly()])
-        return
+    dropout = 0.0 if architecture == "deberta_v2" else 0.1
     methods = [case.make(4), Lora(2, 4.0, 0.2, ("value",), "normal_0.02"), case.make(2)]
+    if case.in_place or (architecture == "deberta_v2" and case.name in DEBERTA_ALONE):
+        with pytest.raises(ValueError, match="cannot share a pack"):
+            attach(tiny_backbone(architecture, dropout=dropout), methods)
+        return
     batches = [tiny_batch(architecture, rows, width, rows) for rows, width in ((2, 6), (3, 11), (4, 8))]
 
     def trained(which: list[int]) -> list[dict[str, nn.Parameter]]:
-        backbone = tiny_backbone(architecture, torch.float64, dropout=0.1)
-        heads = [lambda: ClassificationHead(backbone.config, LABELS)] * len(which)
-        attached = attach(backbone, [methods[i] for i in which], heads, which)
+        backbone = tiny_backbone(architecture, torch.float64, dropout=dropout)
+        head = None if hasattr(backbone, "lm_head") else lambda: ClassificationHead(backbone.config, LABELS)
+        attached = attach(backbone, [methods[i] for i in which], [head] * len(which), which)
         for k, i in enumerate(which):
             randomize(attached.run(k), seed=i)
         train(attached, [batches[i] for i in which], steps=3, learning_rate=1e-3)
@@ -313,7 +558,11 @@ def test_trains_in_a_pack_as_alone(case, architecture, tiny_backbone, tiny_batch
     for i, packed in enumerate(trained([0, 1, 2])):
         (alone,) = trained([i])
         for name, value in alone.items():
-            torch.testing.assert_close(packed[name], value, rtol=0, atol=1e-10, msg=f"{name}: {{}}".format)
+            torch.testing.assert_close(packed[name], value, rtol=0, atol=1e-8, msg=f"{name}: {{}}".format)
+
+
+# They have modules at the query or key projection, or at the relative embeddings' norm, which a pack cannot slice.
+DEBERTA_ALONE = ("houlsby", "lora", "lora_six", "bitfit", "bitfit_subset", "ia3")
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
@@ -330,3 +579,45 @@ def test_gradient_checkpointing_gives_the_same_gradients(case, architecture, tin
         gradients.append({name: p.grad for name, p in attached.run(0).trained().items()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=1e-12, msg=f"{name}: {{}}".format)
+
+
+@pytest.mark.parametrize(("case", "architecture"), WRITERS)
+def test_generation_equals_recomputation(case, architecture, tiny_backbone, tiny_batch, randomize):
+    """Greedy, five tokens: row by row without padding or cache, each step a whole forward pass of its own."""
+    backbone = tiny_backbone(architecture, torch.float64)
+    attached = attach(backbone, [case.make(3)])
+    if not case.in_place:
+        randomize(attached.run(0))
+    batch, config = tiny_batch(architecture, rows=3, width=7), backbone.config
+    whole, text = batch["attention_mask"].sum(1), batch["input_ids"]
+    expected = [_greedy(attached, text[i : i + 1, :n], batch.get("boundary"), i) for i, n in enumerate(whole)]
+    assert len({tuple(row) for row in expected}) > 1, "the same for every row shows little"
+    order = batch["attention_mask"].argsort(dim=1, stable=True)
+    right = {key: batch[key] for key in ("input_ids", "attention_mask", "boundary") if key in batch}
+    left = {key: right[key].gather(1, order) for key in ("input_ids", "attention_mask")}
+    if "boundary" in batch:
+        left["boundary"] = batch["boundary"] + text.shape[1] - whole
+    for given in (right, left):
+        for cache in (True, False):
+            # The bans: these random models would write one token all over.
+            (written,) = attached.generate(
+                [given], max_new_tokens=5, min_new_tokens=5, do_sample=False, use_cache=cache,
+                no_repeat_ngram_size=1, suppress_tokens=[0, config.eos_token_id],
+            )  # fmt: skip
+            assert written is not None
+            assert written.tolist() == expected, (cache, given is left)
+
+
+def _greedy(attached: Attached, text: Tensor, boundary: Tensor | None, i: int) -> list[int]:
+    """Five tokens after row i of a batch, (1, T) `text`: no padding, no cache, no token twice."""
+    config, decoder_only = attached.backbone.config, attached.table.architecture.decoder_only
+    written = text if decoder_only else torch.tensor([[config.decoder_start_token_id]])
+    for _ in range(5):
+        row = {"input_ids": written if decoder_only else text}
+        row["attention_mask"] = torch.ones_like(row["input_ids"])
+        row |= {"boundary": boundary[i : i + 1]} if boundary is not None else {"decoder_input_ids": written}
+        with torch.no_grad():
+            logits = attached([row])[0][:, -1]
+        logits[:, [0, config.eos_token_id, *written[0].tolist()]] = -torch.inf
+        written = torch.cat([written, logits.argmax(-1, keepdim=True)], dim=1)
+    return written[0, -5:].tolist()

@@ -1,0 +1,258 @@
+"""A backbone with K runs on it: forward, generation, merging, detaching.
+
+A pack stacks the batches of its runs along the first axis, pushes them through the backbone together, and at each
+site routes every run's rows through that run's module. K = 1 is the ordinary case. Nothing here knows a method or an
+architecture: methods name sites, architectures.py names modules, hooks.py puts the two together.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from peft_methods.attention import PLACES, AttentionPlace
+from peft_methods.dropout import DropoutStream
+from peft_methods.inputs import Batch, Stacked, stack
+from peft_methods.sites import EMBEDDINGS, Site, Sites
+
+TAKEN: "WeakSet[nn.Module]" = WeakSet()  # base models that have runs on them
+
+
+class Method(Protocol):
+    """What a method file provides: the modules it wants, by site.
+
+    It may also define `trained_in_place(sites) -> list[str]`, the backbone parameters that train (baselines.py).
+    """
+
+    def modules(self, sites: Sites) -> dict[Site, nn.Module]: ...
+
+
+class RunModules(nn.Module):
+    """What one run trains: its modules by site, its head, and (full fine-tuning) backbone parameters in place."""
+
+    def __init__(
+        self, method: Method, modules: dict[Site, nn.Module], head: nn.Module | None, in_place: dict[str, Any]
+    ):
+        super().__init__()
+        self.method = method
+        # ModuleDict forbids dots in keys; `trained` gives the dotted names back.
+        self.sites = nn.ModuleDict({site.name.replace(".", "/"): module for site, module in modules.items()})
+        self.head = head
+        self.in_place: dict[str, nn.Parameter] = in_place
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter: `sites.<site>.<name>`, `head.<name>`, `backbone.<name>`."""
+        named = {name.replace("/", "."): p for name, p in self.named_parameters()}
+        return named | {f"backbone.{name}": p for name, p in self.in_place.items()}
+
+    def stored(self) -> dict[str, Tensor]:
+        """Name -> tensor of what one task's checkpoint holds: `trained`, with every MLP replaced by what it gives."""
+        if not any(hasattr(module, "collapsed") for module in self.sites.values()):
+            return dict(self.trained())
+        tensors: dict[str, Tensor] = {}
+        places = {module: key for key, module in reversed(dict[str, Any](self.sites.items()).items())}
+        for module, key in reversed(places.items()):  # a module shared by several sites is stored once, at the first
+            own = module.collapsed() if hasattr(module, "collapsed") else dict(module.named_parameters())
+            tensors |= {f"sites.{key.replace('/', '.')}.{name}": tensor for name, tensor in own.items()}
+        return tensors | {name: p for name, p in self.trained().items() if not name.startswith("sites.")}
+
+    def collapse(self) -> None:
+        """Forget the MLPs of reparameterized modules: what they give is trained from now on."""
+        for module in self.sites.values():
+            if hasattr(module, "collapse"):
+                cast(Any, module).collapse()
+
+    def at(self, name: str) -> Any:
+        """The module at a site, or None."""
+        return dict(self.sites.items()).get(name.replace(".", "/"))
+
+
+class Attached(nn.Module):
+    """A backbone with K runs on it. Call it with one batch per run; it returns one tensor per run.
+
+    Made by `attach`; `detach` removes every hook and restores the backbone.
+    """
+
+    def __init__(self, sites: Sites, runs: Sequence[RunModules], streams: Sequence[DropoutStream]):
+        super().__init__()
+        self.backbone: PreTrainedModel = sites.backbone
+        self.runs = nn.ModuleList(runs)
+        self.streams = list(streams)
+        self.table = sites
+        self.stacked = Stacked()
+        self.places: list[AttentionPlace] = []
+        self.handles: list[Any] = []
+        self.switched_off: list[tuple[nn.Module, str, float]] = []  # functional dropouts: (module, attribute, value)
+        self.dropout_calls: dict[str, int] = {}
+        self.originals: dict[str, Tensor] = {}  # of parameters that train in place
+        self.merged: dict[str, Tensor] = {}  # path -> the frozen weight as it was
+        self.merged_sites: set[str] = set()
+        self._attention_before = self.backbone.config._attn_implementation
+        self._was_training = self.backbone.training
+        self._required_grad = [parameter.requires_grad for parameter in self.backbone.parameters()]
+
+    def run(self, k: int) -> RunModules:
+        """What run k trains."""
+        return cast(RunModules, self.runs[k])
+
+    def owners(self, site: str) -> list[Any]:
+        """Per run its module at a site, or None."""
+        return [self.run(k).at(site) for k in range(len(self.runs))]
+
+    def prefix(self, k: int) -> int:
+        """How many positions run k's keys and values take before the text."""
+        return max((o.length for place in self.places if (o := place.owners[k]) is not None), default=0)
+
+    def forward(self, batches: Sequence[Batch | None]) -> list[Tensor | None]:
+        """One batch per run, padded to its own width: `input_ids` (B_k, T_k), `attention_mask`, `token_type_ids` where
+        the backbone has them, `decoder_input_ids` (B_k, U_k) for an encoder-decoder, `boundary` (B_k,) for infixes.
+        None skips a run that has ended.
+
+        Returns per run the head's logits (B_k, num_labels); without a head the language model's logits (B_k, T_k or
+        U_k, vocabulary), or the last hidden states of a backbone without one, at the tokens that were given.
+        With gradient checkpointing, run backward before the next call and before a stream's step moves on: the layers
+        are recomputed from the rows and masks of the latest call.
+        """
+        outputs = self.backbone(**self._stack(batches))
+        pooled = getattr(outputs, "pooler_output", None)
+        decoded = "decoder_input_ids" in self.stacked.inputs
+        hidden = outputs.logits if hasattr(outputs, "logits") else outputs.last_hidden_state
+        results: list[Tensor | None] = []
+        for k, batch in enumerate(batches):
+            if batch is None:
+                results.append(None)
+                continue
+            rows, kept, head = self.stacked.rows[k], self.stacked.kept[k], self.run(k).head
+            own = hidden[rows]
+            if decoded or kept is None:
+                own = own[:, : batch["decoder_input_ids" if decoded else "input_ids"].shape[1]]
+            else:
+                own = own.gather(1, kept[:, :, None].expand(-1, -1, own.shape[2]))
+            results.append(own if head is None else head(own, None if pooled is None else pooled[rows]))
+        return results
+
+    @torch.no_grad()
+    def generate(self, batches: Sequence[Batch | None], **settings: Any) -> list[Tensor | None]:
+        """What each run's model writes after its inputs: token ids (B_k, N), without the inputs or the decoder's start.
+
+        settings: those of transformers' `generate`. Rows may be padded on either side.
+        """
+        if not hasattr(self.backbone, "generate"):
+            raise ValueError(f"{type(self.backbone).__name__} has no language-modelling head: it cannot generate")
+        if self.training:
+            raise ValueError("generation needs evaluation mode: call eval() first")
+        decoder_only = self.table.architecture.decoder_only
+        inputs = self._stack(batches, to_the_right=decoder_only)
+        inputs.pop("position_ids", None)  # generate counts them itself, from the mask too
+        config = self.backbone.config
+        if config.pad_token_id is None:
+            settings = {"pad_token_id": config.eos_token_id, **settings}
+        written = cast(Any, self.backbone).generate(**inputs, **settings)
+        written = written[:, inputs["input_ids"].shape[1] if decoder_only else 1 :]
+        each = len(written) // self.stacked.total
+        return [
+            None if batch is None else written[rows.start * each : rows.stop * each]
+            for batch, rows in zip(batches, self.stacked.rows, strict=True)
+        ]
+
+    def train(self, mode: bool = True) -> "Attached":
+        """Training mode; the backbone's own dropout modules stay off, the runs' streams take their place."""
+        super().train(mode)
+        for module in self.backbone.modules():
+            if isinstance(module, nn.Dropout):
+                module.eval()
+        return self
+
+    def detach(self) -> PreTrainedModel:
+        """Remove every hook, restore what trained in place, and give the backbone back as it was."""
+        if self.merged:
+            self.unmerge()
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+        self.places.clear()
+        for module in self.backbone.modules():
+            PLACES.pop(module, None)
+        TAKEN.discard(self.table.base)
+        for module, attribute, value in self.switched_off:
+            setattr(module, attribute, value)
+        self.switched_off.clear()
+        with torch.no_grad():
+            parameters = dict(self.backbone.named_parameters())
+            for name, original in self.originals.items():
+                parameters[name].copy_(original)
+        for run in self.runs:
+            cast(RunModules, run).in_place = {}
+        for parameter, required in zip(self.backbone.parameters(), self._required_grad, strict=True):
+            parameter.requires_grad_(required)
+        self.backbone.zero_grad(set_to_none=True)
+        if self.backbone.config._attn_implementation != self._attention_before:
+            self.backbone.set_attn_implementation(self._attention_before)
+        self.backbone.train(self._was_training)
+        return self.backbone
+
+    def merge(self) -> None:
+        """Add each low-rank update to its frozen weight: same logits, no added latency. One run only; `unmerge` undoes
+        it bit for bit (the original weights are kept, since W + D - D is not W in floating point)."""
+        if len(self.runs) != 1:
+            raise ValueError(f"merge needs exactly one run on the backbone, this pack has {len(self.runs)}")
+        mergeable = {n.replace("/", "."): m for n, m in self.run(0).sites.items() if hasattr(m, "delta_weight")}
+        if not mergeable or self.merged:
+            raise ValueError(
+                "nothing to merge: the weights are merged already"
+                if self.merged
+                else f"{type(self.run(0).method).__name__} has no module that merges; only low-rank updates do"
+            )
+        with torch.no_grad():
+            for name, module in mergeable.items():
+                site = self.table.by_name[name]
+                frozen = self.table.module(site)
+                weight = cast(Tensor, frozen.weight)
+                self.merged.setdefault(site.path, weight.clone())
+                rows = weight.T if isinstance(frozen, Conv1D) else weight  # (out, in); Conv1D holds (in, out)
+                start, stop = site.columns or (0, len(rows))
+                rows[start:stop] += cast(Any, module).delta_weight()
+                self.merged_sites.add(name)
+
+    def unmerge(self) -> None:
+        """Restore the frozen weights as they were before `merge`."""
+        with torch.no_grad():
+            for path, original in self.merged.items():
+                cast(Tensor, self.table.base.get_submodule(path).weight).copy_(original)
+        self.merged.clear()
+        self.merged_sites.clear()
+
+    def each_run(self, tensors: Sequence[Tensor], function: Callable[..., Tensor]) -> Tensor:
+        """function(k, *rows of run k) for every run with rows, put together again along the first axis."""
+        rows = self.stacked.rows
+        active = [k for k in range(len(rows)) if rows[k].stop > rows[k].start]
+        if len(active) == 1:
+            return function(active[0], *tensors)
+        each = len(tensors[0]) // self.stacked.total  # beam search has several hypotheses of every row
+        own = {k: slice(rows[k].start * each, rows[k].stop * each) for k in active}
+        return torch.cat([function(k, *(t[own[k]] for t in tensors)) for k in active])
+
+    def paddings(self) -> Tensor:
+        """(B,) padding on the left of each row of the input."""
+        return self.stacked.inputs["attention_mask"].long().argmax(1)
+
+    def no_paddings(self) -> Tensor:
+        """(B,) zeros: a decoder's own tokens are padded on the right."""
+        return torch.zeros_like(self.paddings())
+
+    def _stack(self, batches: Sequence[Batch | None], to_the_right: bool = False) -> dict[str, Tensor]:
+        if len(batches) != len(self.runs):
+            raise ValueError(f"{len(batches)} batches for {len(self.runs)} runs: give one per run, None to skip one")
+        prefixes = [self.prefix(k) for k in range(len(self.runs))]
+        self.stacked = stack(self.table, batches, self.owners(EMBEDDINGS), prefixes, to_the_right)
+        self.dropout_calls.clear()
+        for stream, padding in zip(self.streams, self.stacked.padding, strict=True):
+            stream.padding = padding
+        inputs = dict(self.stacked.inputs)
+        if self.table.architecture.positions == "hook":
+            del inputs["position_ids"]  # hooks.py puts them where they belong
+        return inputs
