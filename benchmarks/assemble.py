@@ -16,7 +16,7 @@ from benchmarks.evaluation import is_constant, scores
 from benchmarks.record import SCHEMA, Record
 from benchmarks.tasks.data import TaskData
 
-_PARAMS = ("method", "head", "added", "stored", "backbone", "layers")
+PARAMS = ("method", "head", "added", "stored", "backbone", "layers")  # of ParameterCounts
 
 
 @dataclass
@@ -26,7 +26,7 @@ class RunOutput:
     predictions: dict[str, dict[str, np.ndarray]]
     epochs: dict[str, float | None]
     history: list[dict[str, Any]] = field(default_factory=list)
-    params: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_PARAMS, 0))
+    params: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARAMS, 0))
     unmoved: list[str] = field(default_factory=list)
     cost: dict[str, Any] = field(default_factory=dict)
 

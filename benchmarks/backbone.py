@@ -11,18 +11,32 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    GPT2LMHeadModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    T5ForConditionalGeneration,
+)
 
 from benchmarks.config import BackboneConfig, ScaleConfig
 
 MICRO_BACKBONES = Path(__file__).resolve().parent / "micro" / "backbones"
 _FILES = ["model*.safetensors*", "*.json", "*.txt", "*.model"]  # of a checkpoint on the hub: weights, shapes, tokenizer
+
+# Backbones that write text are loaded with their output layer; the others get a task's head on their features.
+LANGUAGE_MODELS: dict[str, type[PreTrainedModel]] = {"gpt2": GPT2LMHeadModel, "t5": T5ForConditionalGeneration}
+POOLERS = ("bert", "roberta")  # model types whose pooler may be built or left out
 
 
 class BackboneError(ValueError):
@@ -131,11 +145,7 @@ def _published_folder(name: str, hub_id: str, revision: str, backbone_dir: str |
 def _load(
     folder: str, model_type: str, pooler: bool, pretrained: bool, dtype: str, device: str, seed: int | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    kwargs: dict[str, Any] = {
-        "attn_implementation": "sdpa",
-        "dtype": getattr(torch, dtype),
-        "add_pooling_layer": pooler,
-    }
+    kwargs: dict[str, Any] = {"attn_implementation": "sdpa", "dtype": getattr(torch, dtype)}
     try:
         config = AutoConfig.from_pretrained(folder)
         if config.model_type != model_type:
@@ -143,9 +153,10 @@ def _load(
         tokenizer = AutoTokenizer.from_pretrained(folder)
         if pretrained:
             with _quiet():
-                model, found = AutoModel.from_pretrained(
-                    folder, use_safetensors=True, output_loading_info=True, **kwargs
+                model, found = _class_of(config).from_pretrained(
+                    folder, use_safetensors=True, output_loading_info=True, **_pooler(config, pooler), **kwargs
                 )
+            untie_output_layer(model)
             if found["missing_keys"]:
                 raise BackboneError(
                     f"the checkpoint {folder!r} lacks {len(found['missing_keys'])} tensors of the backbone, "
@@ -155,10 +166,46 @@ def _load(
         else:
             with torch.random.fork_rng():
                 torch.manual_seed(seed or 0)
-                model = AutoModel.from_config(config, **kwargs)
+                model = empty_model(config, pooler, **kwargs)
     except (OSError, SafetensorError) as error:
         raise BackboneError(f"cannot load a backbone from {folder}: {str(error).splitlines()[0]}") from error
     return model.to(device).eval().requires_grad_(False), tokenizer
+
+
+def empty_model(config: PreTrainedConfig, pooler: bool, **kwargs: Any) -> PreTrainedModel:
+    """A model of this shape as a checkpoint of it is loaded, its weights as transformers draws them."""
+    of = _class_of(config)
+    make = of.from_config if of is AutoModel else of._from_config
+    model = make(config, **_pooler(config, pooler), **kwargs)
+    model.tie_weights()  # where no_init_weights() has left that out, too
+    untie_output_layer(model)
+    return model
+
+
+def untie_output_layer(model: PreTrainedModel) -> None:
+    """Give a T5 1.1's lm_head a weight of its own and keep it from being tied again; in place, nothing else changes.
+
+    transformers 5 ties lm_head to the input embedding in every T5 it builds, whatever tie_word_embeddings says: it
+    sets that to true and only takes "false" as "do not scale the decoder's outputs", by which T5 1.1 is known here. A
+    checkpoint that holds two weights is loaded with both, but the next tie_weights() would tie them.
+    """
+    if model.config.model_type != "t5" or model.config.scale_decoder_outputs:
+        return
+    shared, head = model.get_input_embeddings().weight, cast(nn.Linear, model.lm_head)
+    if head.weight is shared:
+        head.weight = nn.Parameter(torch.empty_like(shared))
+        # From the width, as Mesh TensorFlow draws it: first logits of standard deviation 1. transformers' 1.0 gives 8.
+        nn.init.normal_(head.weight, std=model.config.d_model**-0.5)
+    model.all_tied_weights_keys.pop("lm_head.weight", None)
+    model.config.tie_word_embeddings = False
+
+
+def _class_of(config: PreTrainedConfig) -> Any:
+    return LANGUAGE_MODELS.get(config.model_type, AutoModel)
+
+
+def _pooler(config: PreTrainedConfig, pooler: bool) -> dict[str, bool]:
+    return {"add_pooling_layer": pooler} if config.model_type in POOLERS else {}
 
 
 @contextlib.contextmanager

@@ -10,6 +10,11 @@ from benchmarks.devices import DEVICES, DTYPES, PRECISIONS
 from benchmarks.metrics import METRICS
 from peft_methods.architectures import ARCHITECTURES
 
+# Keys of config.json that the configuration class lacks and the model reads all the same.
+READ_BY_THE_MODEL = {
+    "deberta-v2": {"position_buckets", "norm_rel_ebd", "share_att_key", "conv_kernel_size", "conv_act", "conv_groups"}
+}
+
 
 def check_config(cfg: RunConfig) -> None:
     """Raises ValueError: what was given, what is expected, where to change it."""
@@ -59,7 +64,9 @@ def check_architecture(backbone: BackboneConfig) -> None:
             f"backbone.model_type={backbone.model_type!r}: transformers has no such model; methods attach to "
             f"{', '.join(ARCHITECTURES)}; change conf/backbone/{backbone.name}.yaml"
         )
-    known = AutoConfig.for_model(backbone.model_type).to_dict().keys()
+    known = AutoConfig.for_model(backbone.model_type).to_dict().keys() | READ_BY_THE_MODEL.get(
+        backbone.model_type, set()
+    )
     if unknown := [key for key in backbone.architecture if key not in known]:
         raise ValueError(
             f"backbone.architecture.{unknown[0]}: {backbone.model_type} has no such key; expected names of its "
@@ -108,9 +115,10 @@ def check_pack(cfgs: list[RunConfig]) -> None:
             raise ValueError(f"a pack shares one trainer.{name}, these runs differ in it: split the pack")
 
 
-def check_length(cfg: RunConfig, positions: int) -> None:
-    """The backbone's position table bounds the tokens of an example."""
-    if cfg.trainer.max_length > positions:
+def check_length(cfg: RunConfig, positions: int | None) -> None:
+    """The backbone's position table bounds the tokens of an example; a prompt takes its share of it."""
+    if positions is not None and cfg.trainer.max_length > positions:
         raise ValueError(
-            f"trainer.max_length={cfg.trainer.max_length}: the backbone has positions for {positions} tokens; lower it"
+            f"trainer.max_length={cfg.trainer.max_length}: the backbone has positions for {positions} tokens, the "
+            "method's own left out; lower it, or method.length"
         )

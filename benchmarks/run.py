@@ -16,14 +16,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from benchmarks import devices, parents
-from benchmarks.assemble import RunOutput, assemble, assemble_failure, prediction_columns
+from benchmarks.assemble import PARAMS, RunOutput, assemble, assemble_failure, prediction_columns
 from benchmarks.backbone import Backbone, describe, load_backbone, weights_of
 from benchmarks.checkpoint import load_checkpoint
 from benchmarks.checks import check_config, check_length, check_pack
+from benchmarks.compose import build_method
 from benchmarks.config import RunConfig, is_control
 from benchmarks.departures import departures
 from benchmarks.evaluation import decode, predict
@@ -159,16 +159,14 @@ def _attach(todo: list[Prepared], backbone: Backbone) -> tuple[Attached, list[Jo
     """Attach every run's method and head, copy parents' tensors, tokenize."""
     config = backbone.model.config
     heads = [partial(ClassificationHead, config, p.cfg.task.num_labels) for p in todo]
-    methods = [instantiate(p.cfg.method) for p in todo]
-    attached = attach(backbone.model, methods, heads, [p.cfg.seed for p in todo])
+    methods = [build_method(p.cfg.method) for p in todo]
+    attached = attach(backbone.model, methods, heads, [p.cfg.seed for p in todo], backbone.tokenizer)
     try:
-        # RoBERTa's position ids start after the padding id, so that many positions are never used.
-        positions = config.max_position_embeddings - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)
         with_types = config.type_vocab_size > 1
         pad = backbone.tokenizer.pad_token_id
         jobs = []
         for k, p in enumerate(todo):
-            check_length(p.cfg, positions)
+            check_length(p.cfg, attached.positions(k))
             if p.parent is not None and p.cfg.init_from is not None:
                 parents.start_from(attached, k, p.parent, p.cfg.init_from.head_dense)
             if p.cfg.task.num_labels == 1 and p.cfg.trainer.regression_bias == "label_mean":
@@ -250,7 +248,8 @@ def _output(r: Run, start: dict[str, Tensor], accelerator: Accelerator, memory: 
         "peak_memory_bytes": memory,
     }
     epochs: dict[str, float | None] = {"last": r.epoch, "best": position.best_epoch}
-    params = dataclasses.asdict(count_parameters(r.attached, r.k))
+    counts = count_parameters(r.attached, r.k)
+    params = {name: getattr(counts, name) for name in PARAMS}
     return RunOutput(predictions, epochs, position.history, params, unmoved, cost)
 
 
@@ -259,7 +258,7 @@ def _control(p: Prepared) -> Outcome:
     task, data = p.cfg.task, p.data
     start = time.perf_counter()
     regression = task.num_labels == 1
-    fitted = instantiate(p.cfg.method).fit(data.texts[task.train_split], data.labels[task.train_split], regression)
+    fitted = build_method(p.cfg.method).fit(data.texts[task.train_split], data.labels[task.train_split], regression)
     seconds = time.perf_counter() - start
     predictions = {s: fitted.predict(rows) for s, rows in data.texts.items() if s != task.train_split}
     output = RunOutput(

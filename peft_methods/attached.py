@@ -107,6 +107,15 @@ class Attached(nn.Module):
         """How many positions run k's keys and values take before the text."""
         return max((o.length for place in self.places if (o := place.owners[k]) is not None), default=0)
 
+    def positions(self, k: int) -> int | None:
+        """How many tokens the position table leaves to run k's text; None where positions are relative."""
+        limit = self.table.architecture.position_limit
+        if limit is None:
+            return None
+        own = self.run(k).at(EMBEDDINGS)
+        taken = self.prefix(k) * self.table.architecture.counts_prefix + (0 if own is None else own.length)
+        return limit(self.backbone.config) - taken
+
     def forward(self, batches: Sequence[Batch | None]) -> list[Tensor | None]:
         """One batch per run, padded to its own width: `input_ids` (B_k, T_k), `attention_mask`, `token_type_ids` where
         the backbone has them, `decoder_input_ids` (B_k, U_k) for an encoder-decoder, `boundary` (B_k,) for infixes.

@@ -3,6 +3,7 @@
     method     everything the method trains, head apart      head    the task layer
     added      of these, parameters that did not exist before (BitFit and trained LayerNorms: none)
     stored     what one task's checkpoint holds: method + head, of a reparameterized prefix the keys and values alone
+    merged     of `stored`, new parameters that are still beside the backbone once low-rank updates are merged; no head
     backbone   the frozen model without head                 layers  its Transformer layers alone
 
 Papers print `added` (Houlsby), `method` (BitFit) or either (LoRA): results/reference/param_counts.csv names each row's
@@ -24,6 +25,7 @@ class ParameterCounts:
     head: int
     added: int
     stored: int
+    merged: int
     backbone: int
     layers: int
 
@@ -36,11 +38,14 @@ def count_parameters(attached: Attached, k: int = 0) -> ParameterCounts:
     at_sites = sum(p.numel() for p in run.sites.parameters())
     existing = sum(p.numel() for m in run.sites.modules() if _stands_for_existing(m) for p in m.parameters())
     method = at_sites + in_place
+    stored = sum(tensor.numel() for tensor in run.stored().values())
+    mergeable = sum(p.numel() for m in run.sites.values() if hasattr(m, "delta_weight") for p in m.parameters())
     return ParameterCounts(
         method=method,
         head=head,
         added=at_sites - existing,
-        stored=sum(tensor.numel() for tensor in run.stored().values()),
+        stored=stored,
+        merged=stored - head - in_place - existing - mergeable,
         backbone=sum(p.numel() for p in attached.backbone.parameters()),
         layers=attached.table.layer_parameters(),
     )

@@ -18,16 +18,16 @@ def read_counts(path: Path) -> pd.DataFrame | None:
     """The table `peft-bench params` wrote, or None if it has not run."""
     if not path.is_file():
         return None
-    counts = pd.read_csv(path)
+    counts = pd.read_csv(path, keep_default_na=False)
     if missing := [name for name in [*_KEY, *_COUNTED] if name not in counts]:
         raise ValueError(f"{path} has no column {', '.join(missing)}; write it anew with `peft-bench params`")
-    return counts
+    return counts[counts["experiment"] != ""]
 
 
 def beside_printed(reference: Reference, name: str, counts: pd.DataFrame | None) -> pd.DataFrame:
     """One line per printed figure of table `name`: the same figure from our count, or a hole if nothing was counted."""
     rows = reference.tables[name].drop_duplicates("experiment")[["experiment", "row"]]
-    figures = rows.merge(reference.params, on="experiment", validate="one_to_many")
+    figures = rows.merge(reference.params.drop(columns="row"), on="experiment", validate="one_to_many")
     if counts is None:
         counts = pd.DataFrame(columns=[*_KEY, *_COUNTED])
     both = figures.merge(counts[[*_KEY, *_COUNTED]], on=_KEY, how="left", validate="one_to_one")

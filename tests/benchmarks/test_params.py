@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from benchmarks.compose import CONF_DIR, register, typed
+from benchmarks.compose import CONF_DIR, backbone_choice, method_choice, register, typed
 from benchmarks.params import (
     CountRow,
-    count_config,
+    count,
     count_rows,
     figure_of,
     main,
@@ -64,8 +64,7 @@ def rows() -> list[CountRow]:
     reference = read_reference()
     start = time.process_time()
     rows = count_rows(reference)
-    experiments = {row.experiment for row in rows}
-    print(f"{(time.process_time() - start) * 1000 / len(experiments):.0f} ms of processor time per table row")
+    print(f"{(time.process_time() - start) * 1000 / len(rows):.0f} ms of processor time a row")
     return rows
 
 
@@ -73,7 +72,7 @@ def counts_of(overrides: list[str], labels: int) -> ParameterCounts:
     register()
     with initialize_config_dir(str(CONF_DIR), version_base=None):
         cfg = typed(compose("config", [*overrides, "scale=paper"]))
-    return count_config(cfg, labels)
+    return count(cfg.backbone, cfg.method, labels)
 
 
 @pytest.mark.parametrize(("overrides", "labels", "alone", "with_head", "model"), EXPECTED)
@@ -99,28 +98,123 @@ def test_roberta_heads_for_one_two_and_three_labels(size: str):
     assert [counts_of([f"{LORA}roberta_{size}_lora"], n).head for n in (1, 2, 3)] == HEADS[size]
 
 
-def test_every_printed_row_of_bert_and_roberta_is_counted(rows: list[CountRow]):
-    reference = read_reference()
-    printed = {e for table in reference.tables.values() for e in table["experiment"]}
-    assert {row.experiment for row in rows} == {e for e in printed if "deberta" not in e}
-    for table in reference.tables.values():
+# Closed formulas of the other papers' rows: key of the row -> n without head. L layers, d width, in the paper's words.
+FORMULAS = {
+    ("LayerNorm tuning, BERT_BASE", "25 LayerNorms"): 25 * 2 * 768,
+    ("Adapters (64), BERT_BASE", "m = 64"): 24 * (2 * 768 * 64 + 64 + 768),
+    ("Fine-tuned top layer, BERT_BASE", "one layer"): 12 * 768**2 + 13 * 768,
+    ("RoB_base (Adpt^D)*", "one adapter, m = 192, shared by all layers"): 2 * 768 * 192 + 192 + 768,
+    ("DeB_XXL (FT)*", "all weights"): 1_564_549_632,
+    ("DeB_XXL (LoRA)", "r = 16 on query and value (released scripts)"): 48 * 2 * 2 * 1536 * 16,
+    ("DeB_XXL (LoRA)", "r = 8 on query and value (paper's Table 10)"): 48 * 2 * 2 * 1536 * 8,
+    ("GPT-2 M (FT)*", "all weights, tied output layer"): 354_823_168,
+    ("GPT-2 M (Adapter^L)* 0.37M", "m = 6, its own LayerNorm"): 24 * (2 * 1024 * 6 + 6 + 1024 + 2 * 1024),
+    ("GPT-2 M (Adapter^L)* 11.09M", "m = 224, its own LayerNorm"): 24 * (2 * 1024 * 224 + 224 + 1024 + 2 * 1024),
+    ("GPT-2 M (Adapter^H)", "m = 112"): 48 * (2 * 1024 * 112 + 112 + 1024),
+    ("GPT-2 M (FT^Top2)", "two layers"): 2 * (12 * 1024**2 + 13 * 1024),
+    ("GPT-2 M (PreLayer)*", "length 5, what is stored"): 2 * 24 * 1024 * 5,
+    ("GPT-2 M (LoRA)", "r = 4 on query and value"): 24 * 2 * 2 * 1024 * 4,
+    ("GPT-2 L (FT)*", "all weights, tied output layer"): 774_030_080,
+    ("GPT-2 L (Adapter^L)* 0.88M", "m = 8, its own LayerNorm"): 36 * (2 * 1280 * 8 + 8 + 1280 + 2 * 1280),
+    ("GPT-2 L (Adapter^L)* 23.00M", "m = 248, its own LayerNorm"): 36 * (2 * 1280 * 248 + 248 + 1280 + 2 * 1280),
+    ("GPT-2 L (PreLayer)*", "length 5, what is stored"): 2 * 36 * 1280 * 5,
+    ("GPT-2 L (LoRA)", "r = 4 on query and value"): 36 * 2 * 2 * 1280 * 4,
+    ("Prefix, GPT-2 medium", "length 5, what is stored"): 2 * 24 * 1024 * 5,
+    ("Prefix, GPT-2 medium", "length 10, what is stored"): 2 * 24 * 1024 * 10,
+    ("T5 Small, prompt", "100 tokens"): 100 * 512,
+    ("T5 Base, prompt", "100 tokens"): 100 * 768,
+    ("T5 Large, prompt", "100 tokens"): 100 * 1024,
+    ("T5 XL, prompt", "100 tokens"): 100 * 2048,
+    ("T5 XXL, prompt", "100 tokens"): 100 * 4096,
+}
+# The whole models with their output layers; T5 1.1's is not its embedding (Lester et al., Table 4: minus the prompt).
+MODELS = {
+    "bert_base_uncased": 109_482_240,
+    "deberta_v2_xxlarge": 1_564_549_632,
+    "gpt2_medium": 354_823_168,
+    "gpt2_large": 774_030_080,
+    "t5_v1_1_small": 77_012_352 - 51_200,
+    "t5_v1_1_base": 247_654_656 - 76_800,
+    "t5_v1_1_large": 783_252_480 - 102_400,
+    "t5_v1_1_xl": 2_849_961_984 - 204_800,
+    "t5_v1_1_xxl": 11_135_741_952 - 409_600,
+}
+DO_NOT_RECONCILE = {
+    ("Adapters (64)", "2.1%"),  # of the whole model; of the layers it does
+    ("Fine-tuned top layer, BERT_BASE", "9M"),
+    ("RoB_base (FT)*", "125.0M"),
+    ("RoBERTa base LoRA", "0.8M"),
+    ("RoB_large (FT)*", "355.0M"),
+    ("DeB_XXL (FT)*", "1500.0M"),
+    ("DeB_XXL (LoRA)", "4.7M"),  # with rank 8; with 16 it does
+    ("GPT-2 M (FT)*", "354.92M"),
+    ("GPT-2 M (Adapter^H)", "11.09M"),
+    ("GPT-2 M (PreLayer)*", "0.35M"),
+    ("GPT-2 M (LoRA)", "0.35M"),
+    ("GPT-2 L (PreLayer)*", "0.77M"),
+    ("GPT-2 L (LoRA)", "0.77M"),
+    ("T5 Large, prompt", "0.01907%"),
+    ("T5 XL, prompt", "0.00718%"),
+}
+
+
+def test_47_rows_with_a_key_of_their_own(rows: list[CountRow]):
+    assert len({(row.table, row.row, row.configuration) for row in rows}) == len(rows) == 47
+
+
+def test_counts_equal_closed_formulas(rows: list[CountRow]):
+    found = {(row.row, row.configuration): row for row in rows}
+    for key, n in FORMULAS.items():
+        row = found[key]
+        houlsby_norms = row.method_params - row.added_params if "Adapters" in row.row else 0
+        assert n in (row.method_params - houlsby_norms, row.stored_params), row
+    for row in rows:
+        assert MODELS.get(row.backbone, row.backbone_params) == row.backbone_params, row
+    assert {row.backbone for row in rows} == {*MODELS, "bert_large_uncased", "roberta_base", "roberta_large"}
+
+
+def test_what_is_left_after_merging(rows: list[CountRow]):
+    for row in rows:
+        if "lora" in row.method.lower() or row.added_params == 0:
+            assert row.merged_params == 0, row
+        elif row.method.startswith("Prefix"):
+            assert row.merged_params == row.stored_params < row.added_params, row
+        else:
+            assert row.merged_params == row.added_params > 0, row
+
+
+def test_every_row_of_the_tables_is_counted(rows: list[CountRow]):
+    for table in read_reference().tables.values():
         for line in table.drop_duplicates("experiment").to_dict("records"):
-            mine = [row for row in rows if row.experiment == line["experiment"]]
-            assert not mine or line["printed_params"] in {row.printed for row in mine}
+            assert line["printed_params"] in {row.printed for row in rows if row.experiment == line["experiment"]}
 
 
-def test_all_but_the_nominal_sizes_reconcile(rows: list[CountRow]):
-    no = {row.experiment: row for row in rows if row.agrees == "no"}
-    assert set(no) == {"lora/table2_roberta_base_full", "lora/table2_roberta_large_full"}
+def test_a_rows_configuration_is_its_experiments():
+    register()
+    lines = [line for line in read_reference().params.to_dict("records") if line["experiment"]]
+    assert len(lines) == 20
+    for line in lines:
+        if not (CONF_DIR / "experiment" / f"{line['experiment']}.yaml").is_file():
+            assert "deberta" in line["experiment"]
+            continue
+        with initialize_config_dir(str(CONF_DIR), version_base=None):
+            cfg = typed(compose("config", [f"experiment={line['experiment']}", "scale=paper"]))
+        assert cfg.backbone == backbone_choice(line["backbone"])
+        assert cfg.method == method_choice(line["method"], line["settings"])
+
+
+def test_what_reconciles(rows: list[CountRow]):
+    no = {(row.row, row.printed): row for row in rows if row.agrees == "no"}
+    assert set(no) == DO_NOT_RECONCILE
     for row in no.values():
-        assert row.convention == "does not reconcile"
+        assert row.convention.startswith("does not reconcile")
         assert row.note
     for row in rows:
         assert (row.ours == row.printed) == (row.agrees == "yes")
 
 
 def test_houlsby_totals_and_percentages(rows: list[CountRow]):
-    value = {(row.experiment.rpartition("table1_")[2], row.printed): row.value for row in rows}
+    value = {(row.experiment.rpartition("table1_")[2], row.printed): row.value for row in rows if row.experiment}
     assert value["full", "9.0x"] == 9
     assert value["full", "100%"] == 100
     assert value["adapters_64", "2.1%"] == pytest.approx(100 * ADAPTERS[64] / 302_309_376)
@@ -145,7 +239,7 @@ def test_a_wrong_convention_does_not_agree():
     assert figure_of("2.1%", "added", "100 n / layers", counts)[1] == "2.1%"
     assert figure_of("2.1%", "added", "100 n / backbone", counts)[1] == "1.9%"
     reference = read_reference()
-    line = reference.params["printed"] == "2.1%"
+    line = (reference.params["printed"] == "2.1%") & (reference.params["experiment"] != "")
     wrong = reference.params[line].assign(formula="100 n / backbone")
     row = count_rows(dataclasses.replace(reference, params=wrong))[0]
     assert (row.agrees, row.ours) == ("no", "1.9%")
@@ -155,7 +249,7 @@ def test_a_wrong_convention_does_not_agree():
 def test_the_adapter_rows_fit_only_in_units_of_two_to_the_twenty():
     for experiment, printed in (("p_3m", "3.0M"), ("h_6m", "6.0M")):
         counts = counts_of([f"{LORA}roberta_large_adapter_{experiment}"], 3)
-        assert readings(printed, counts) == ["n / 2^20, n = added", "n / 2^20, n = method"]
+        assert readings(printed, counts) == [f"n / 2^20, n = {n}" for n in ("added", "method", "stored")]
 
 
 def test_the_released_readme_of_lora_counts_otherwise_than_the_paper():
@@ -164,18 +258,19 @@ def test_the_released_readme_of_lora_counts_otherwise_than_the_paper():
 
 
 def test_the_committed_table_is_current(rows: list[CountRow], tmp_path: Path):
-    write_rows(rows, tmp_path / "fresh.csv")
-    committed = CONF_DIR.parent / "results" / "tables" / "param_counts.csv"
-    assert (tmp_path / "fresh.csv").read_text() == committed.read_text(), "run `peft-bench params`"
+    write_rows(rows, tmp_path)
+    committed = CONF_DIR.parent / "results" / "tables"
+    for name in ("param_counts.csv", "param_counts.md"):
+        assert (tmp_path / name).read_text() == (committed / name).read_text(), "run `peft-bench params`"
 
 
 def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["--results", str(tmp_path)]) == 0
-    assert "lora/table2_roberta_large_lora_dagger" in capsys.readouterr().out
+    assert "RoB_large (LoRA)†" in capsys.readouterr().out
     with (tmp_path / "tables" / "param_counts.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert [field.name for field in dataclasses.fields(CountRow)] == list(lines[0])
-    assert len(lines) == 18
+    assert len(lines) == 47
 
 
 def test_one_configuration_from_overrides(capsys: pytest.CaptureFixture[str]):

@@ -31,6 +31,7 @@ from peft_methods.composition import Composition
 from peft_methods.counting import count_parameters
 from peft_methods.heads import ClassificationHead
 from peft_methods.ia3 import IA3
+from peft_methods.layer_norm import LayerNorm
 from peft_methods.lora import Lora
 from peft_methods.prefix import Infix, Prefix
 from peft_methods.prompt import Prompt
@@ -168,6 +169,7 @@ def prompt(length: int, init: str = "normal", mlp_hidden: int | None = None) -> 
 
 
 METHODS = [
+    Case("layer_norm", lambda m: LayerNorm(), trained=lambda s, m: layer_norms(s), added=nothing, sizes=(1, 1, 1)),
     Case(
         "houlsby",
         lambda m: Houlsby(m, "gelu_tanh", "truncated_normal", 1e-3, train_layer_norms=True),
@@ -562,7 +564,7 @@ def test_trains_in_a_pack_as_alone(case, architecture, tiny_backbone, tiny_batch
 
 
 # They have modules at the query or key projection, or at the relative embeddings' norm, which a pack cannot slice.
-DEBERTA_ALONE = ("houlsby", "lora", "lora_six", "bitfit", "bitfit_subset", "ia3")
+DEBERTA_ALONE = ("houlsby", "lora", "lora_six", "bitfit", "bitfit_subset", "ia3", "layer_norm")
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
