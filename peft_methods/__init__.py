@@ -7,4 +7,5 @@ dropout                               counter-based dropout, one stream per run
 bottleneck, lora, ia3, bitfit, prefix, prompt, baselines, composition    the methods
 reparameterization, heads             the MLP behind prefixes and prompts; the task layer on top, always trained
 counting, state                       parameters counted, trained tensors saved and loaded
+interchange, interchange_*            to and from the folders of peft and of adapters (docs/interchange.md)
 """
