@@ -1,26 +1,37 @@
 """A tokenizer trained on the corpus and an untrained model with its pretraining heads, per architecture.
 
-Two layers of width 64 and a vocabulary of about a thousand pieces: under 1 MB, and about 10 ms for a step of 32 items.
+Two layers of width 64 (T5: 32, 48 and 64, in encoder and decoder) and a vocabulary of about a thousand pieces: about
+1 MB at most, and about 10 ms for a step of 32 items.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import string
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import (
     BertConfig,
     BertForPreTraining,
     BertTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Tokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaTokenizer,
+    T5Config,
+    T5ForConditionalGeneration,
+    T5Tokenizer,
 )
 
 
@@ -32,10 +43,18 @@ class Sizes:
     layers: int = 2
     heads: int = 2  # of width 32: copying one of 150 words through width 16 takes twice the pretraining
     vocab_size: int = 1600  # at most; the corpus has fewer words
-    positions: int = 64
+    positions: int = 64  # T5, which has no table of them: the length of an input in pretraining
 
 
 FINE_TUNING_RANGE = 0.07  # 0.02 * sqrt(768 / 64): with 0.02, RoBERTa's head of two layers starts on a plateau
+SENTINELS = 100  # <extra_id_0> to <extra_id_99>
+# The fields of a configuration that hold dropout rates.
+DROPOUT = {
+    "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    "roberta": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"),
+    "t5": ("dropout_rate", "classifier_dropout"),
+}
 
 
 def build_bert(sizes: Sizes, lines: Iterable[str]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
@@ -72,6 +91,96 @@ def build_roberta(sizes: Sizes, lines: Iterable[str]) -> tuple[PreTrainedTokeniz
     return tokenizer, _model(RobertaForMaskedLM, config, len(tokenizer))
 
 
+def build_gpt2(sizes: Sizes, lines: Iterable[str]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Byte-level BPE tokenizer and GPT2LMHeadModel; <|endoftext|>, the last id as published, is the only special token.
+
+    The published GPT-2 has no pad token. This tokenizer pads with <|endoftext|>, so that items of several lengths can
+    be batched: padding must be told by the attention mask, never by its id.
+    """
+    vocabulary, merges = byte_level_bpe(_with_space(lines), sizes.vocab_size - 1, [])
+    vocabulary["<|endoftext|>"] = len(vocabulary)
+    tokenizer = GPT2Tokenizer(
+        vocab=vocabulary, merges=merges, pad_token="<|endoftext|>", model_max_length=sizes.positions
+    )
+    config = GPT2Config(
+        n_embd=sizes.hidden_size,
+        n_layer=sizes.layers,
+        n_head=sizes.heads,
+        n_positions=sizes.positions,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.02,
+    )
+    return tokenizer, _model(GPT2LMHeadModel, config, len(tokenizer))
+
+
+def build_t5(sizes: Sizes, lines: Iterable[str]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Unigram tokenizer and a T5 1.1: gated GELU, an output embedding of its own, outputs not scaled before it."""
+    tokenizer = T5Tokenizer(vocab=unigram_pieces(lines), extra_ids=SENTINELS, model_max_length=sizes.positions)
+    config = T5Config(
+        d_model=sizes.hidden_size,
+        d_kv=32,  # the same for all sizes, as published (64 there)
+        d_ff=5 * sizes.hidden_size // 2,  # published: 2 to 2.75 times d_model
+        num_layers=sizes.layers,
+        num_heads=sizes.heads,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,  # here this only says that outputs are not scaled
+        decoder_start_token_id=tokenizer.pad_token_id,
+    )
+    model = _model(T5ForConditionalGeneration, config, len(tokenizer))
+    untie_output_embedding(model)
+    return tokenizer, model
+
+
+def untie_output_embedding(model: PreTrainedModel) -> None:
+    """Give a T5's lm_head a weight of its own, as T5 1.1 has, and keep it from being tied again; in place.
+
+    transformers 5 ties lm_head to the input embedding in every T5 built from a configuration, whatever
+    tie_word_embeddings says (T5Config sets it to true and only takes "false" as "do not scale the decoder's outputs").
+    Such a model is neither T5 nor T5 1.1. A checkpoint that holds two weights is loaded with both, but the next
+    tie_weights() (resize_token_embeddings calls it) ties them: so call this on a loaded one, too, where it keeps the
+    weights and only repairs what says how to tie.
+    """
+    shared, head = model.get_input_embeddings().weight, model.lm_head
+    if head.weight is shared:
+        head.weight = nn.Parameter(torch.empty_like(shared))
+        # From the width, as Mesh TensorFlow draws it: first logits of standard deviation 1. transformers' 1.0 gives 8.
+        nn.init.normal_(head.weight, std=model.config.d_model**-0.5)
+    model.all_tied_weights_keys.pop("lm_head.weight", None)
+    model.config.tie_word_embeddings = False
+
+
+def unigram_pieces(lines: Iterable[str]) -> list[tuple[str, float]]:
+    """Pieces of a Unigram model with their log probabilities, in T5's order of ids: pad, end, unknown, ..., sentinels.
+
+    The corpus's words with the sign for a space before them, by frequency, and every printable character, less likely
+    than any word: a word of another language is spelled out, never unknown. UnigramTrainer is not used: its pieces
+    differ every time, and of this corpus it splits a third of the words ("was" into "wa" and "s").
+    """
+    counts = Counter(piece for line in lines for piece in _spaced_words(line))
+    total = sum(counts.values())
+    words = sorted(((piece, math.log(n / total)) for piece, n in counts.items()), key=lambda item: (-item[1], item[0]))
+    rarest = words[-1][1]
+    spelled = [(piece, rarest - 1.0) for piece in ("▁", *sorted(set(string.printable) - set(string.whitespace)))]
+    known = {piece for piece, _ in words}
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    sentinels = [(f"<extra_id_{index}>", 0.0) for index in reversed(range(SENTINELS))]  # <extra_id_0> is the last id
+    return [*special, *words, *(item for item in spelled if item[0] not in known), *sentinels]
+
+
+def _spaced_words(line: str) -> list[str]:
+    """Words and punctuation of a line, "▁" before those that a space, or the line's start, stands before."""
+    spans = pre_tokenizers.BertPreTokenizer().pre_tokenize_str(line)
+    return [word if start and line[start - 1] != " " else f"▁{word}" for word, (start, _) in spans]
+
+
+def _with_space(lines: Iterable[str]) -> Iterable[str]:
+    """Each line as it stands at a document's start and, after a space, within one."""
+    for line in lines:
+        yield line
+        yield f" {line}"
+
+
 def byte_level_bpe(
     lines: Iterable[str], vocab_size: int, special: list[str]
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -104,10 +213,12 @@ def _model(model_class: type[PreTrainedModel], config: PretrainedConfig, vocabul
     What fine-tuning draws (heads, random starts) is as wide for width 64 as 0.02 is for the published 768.
     """
     config.vocab_size = vocabulary
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    for rate in DROPOUT[config.model_type]:
+        setattr(config, rate, 0.0)
     model = model_class(config)
-    model.config.initializer_range = FINE_TUNING_RANGE
+    if config.model_type != "t5":  # which draws every matrix by its width
+        model.config.initializer_range = FINE_TUNING_RANGE
     return model
 
 
-BUILDERS = {"bert": build_bert, "roberta": build_roberta}
+BUILDERS = {"bert": build_bert, "roberta": build_roberta, "gpt2": build_gpt2, "t5": build_t5}
