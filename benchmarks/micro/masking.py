@@ -16,8 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BertForPreTraining, PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.micro.corpus import corpus
-
 _IGNORED = -100  # cross_entropy's index for tokens that were not masked
 
 
@@ -122,13 +120,3 @@ def mlm_loss(model: PreTrainedModel, batch: dict[str, Tensor], next_sentence: bo
     if next_sentence and batch["follows"].any():
         loss = loss + F.cross_entropy(model.cls.seq_relationship(outputs.pooler_output), batch["follows"])
     return loss
-
-
-@torch.no_grad()
-def validation_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batches: int = 20) -> float:
-    """Masked-language-modelling loss on the validation corpus, in nats per masked token; the same masks every time."""
-    bert = model.config.model_type == "bert"
-    documents = [document.split("\n") for document in corpus("validation")]
-    stream = PairStream(tokenizer, documents, 64, seed=1, next_sentence=bert)
-    model.eval()
-    return float(np.mean([mlm_loss(model, stream.batch(), next_sentence=False).item() for _ in range(batches)]))
