@@ -13,9 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
-from torch import nn
 from transformers import (
     BertConfig,
     BertForPreTraining,
@@ -33,6 +31,8 @@ from transformers import (
     T5ForConditionalGeneration,
     T5Tokenizer,
 )
+
+from benchmarks.backbone import untie_output_layer
 
 
 @dataclass(frozen=True)
@@ -128,26 +128,8 @@ def build_t5(sizes: Sizes, lines: Iterable[str]) -> tuple[PreTrainedTokenizerBas
         decoder_start_token_id=tokenizer.pad_token_id,
     )
     model = _model(T5ForConditionalGeneration, config, len(tokenizer))
-    untie_output_embedding(model)
+    untie_output_layer(model)
     return tokenizer, model
-
-
-def untie_output_embedding(model: PreTrainedModel) -> None:
-    """Give a T5's lm_head a weight of its own, as T5 1.1 has, and keep it from being tied again; in place.
-
-    transformers 5 ties lm_head to the input embedding in every T5 built from a configuration, whatever
-    tie_word_embeddings says (T5Config sets it to true and only takes "false" as "do not scale the decoder's outputs").
-    Such a model is neither T5 nor T5 1.1. A checkpoint that holds two weights is loaded with both, but the next
-    tie_weights() (resize_token_embeddings calls it) ties them: so call this on a loaded one, too, where it keeps the
-    weights and only repairs what says how to tie.
-    """
-    shared, head = model.get_input_embeddings().weight, model.lm_head
-    if head.weight is shared:
-        head.weight = nn.Parameter(torch.empty_like(shared))
-        # From the width, as Mesh TensorFlow draws it: first logits of standard deviation 1. transformers' 1.0 gives 8.
-        nn.init.normal_(head.weight, std=model.config.d_model**-0.5)
-    model.all_tied_weights_keys.pop("lm_head.weight", None)
-    model.config.tie_word_embeddings = False
 
 
 def unigram_pieces(lines: Iterable[str]) -> list[tuple[str, float]]:

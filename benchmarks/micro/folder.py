@@ -18,7 +18,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from benchmarks.micro.builders import untie_output_embedding
+from benchmarks.backbone import untie_output_layer
 from benchmarks.micro.objectives import validation_loss
 
 # A remade backbone's validation loss may differ by this much (nats per predicted token) from the shipped one's: other
@@ -63,8 +63,7 @@ def load_pretrained(folder: Path) -> PreTrainedModel:
         "t5": T5ForConditionalGeneration,
     }
     model = classes[model_type].from_pretrained(folder, local_files_only=True)
-    if model_type == "t5":
-        untie_output_embedding(model)
+    untie_output_layer(model)
     return model
 
 

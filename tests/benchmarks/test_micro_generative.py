@@ -14,10 +14,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from benchmarks.backbone import stand_in
+from benchmarks.backbone import stand_in, untie_output_layer
 from benchmarks.compose import compose_run
 from benchmarks.config import BackboneConfig
-from benchmarks.micro.builders import Sizes, build_t5, untie_output_embedding
+from benchmarks.micro.builders import Sizes, build_t5
 from benchmarks.micro.corpus import corpus
 from benchmarks.micro.folder import load_pretrained, load_tokenizer, sha256
 from benchmarks.micro.language import LANGUAGE_VERSION
@@ -109,16 +109,15 @@ def test_untying_survives_what_ties():
     _, model = build_t5(Sizes(hidden_size=16, layers=1), ["the baker bought the hammer."])
     head, shared = model.lm_head.weight, model.shared.weight
     assert head is not shared
-    assert head.std() == pytest.approx(16**-0.5, rel=0.1)
-    for again in (model.tie_weights, lambda: untie_output_embedding(model)):
+    assert head.detach().std() == pytest.approx(16**-0.5, rel=0.1)
+    for again in (model.tie_weights, lambda: untie_output_layer(model)):
         again()
         assert model.lm_head.weight is head
         assert model.encoder.embed_tokens.weight is model.decoder.embed_tokens.weight is shared
     config = model.config
-    config.tie_word_embeddings = False
     tied = T5ForConditionalGeneration(config)
     if tied.lm_head.weight is tied.shared.weight:  # once transformers leaves it untied, the function is not needed
-        untie_output_embedding(tied)
+        untie_output_layer(tied)
     assert tied.lm_head.weight is not tied.shared.weight
 
 
@@ -155,8 +154,8 @@ def test_tokenizer_round_trip(name):
     tokenizer = load_tokenizer(FOLDERS[name])
     texts = [document.replace("\n", " ") for document in corpus("validation")[:200]]
     for task in TASKS:
-        columns = load_micro(task)["test"]
-        texts += [text for column in TASKS[task].columns for text in columns[column][:50]]
+        for split in load_micro(task).values():
+            texts += [text for column in TASKS[task].columns for text in split[column][:50]]
     texts.append("name : Bibo's | food = 100% [x] {y} @ #1; <z>?!")
     for text in texts:
         ids = tokenizer(text)["input_ids"]
