@@ -9,7 +9,7 @@ recompute   gradient checkpointing draws the same masks and gives the same gradi
 save, load  equal logits bit for bit, nothing but the stored tensors in the file
 generation  with and without cache, padded on either side: what step-by-step recomputation writes
 
-That the values are right is shown against independent code: test_equations.py, and the files of the methods.
+That the values are right is shown against independent code: test_equations_*.py, and the files of the methods.
 """
 
 from collections.abc import Callable

@@ -5,7 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertForSequenceClassification, RobertaForSequenceClassification
+from transformers import (
+    BertForSequenceClassification,
+    DebertaV2ForSequenceClassification,
+    RobertaForSequenceClassification,
+)
 
 from peft_methods.attach import attach
 from peft_methods.baselines import HeadOnly
@@ -28,6 +32,30 @@ def test_logits_equal_hugging_face(architecture, labels, tiny_backbone, tiny_bat
     (logits,) = attached([batch])
     assert logits.shape == (3, labels)
     torch.testing.assert_close(logits, theirs.eval()(**batch).logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+def test_deberta_logits_and_gradients_equal_hugging_face(labels, tiny_backbone, tiny_batch, randomize):
+    """Its head's dense layer is the pooler there, with GELU."""
+    backbone, batch = tiny_backbone("deberta_v2", torch.float64), tiny_batch("deberta_v2")
+    config = deepcopy(backbone.config)
+    config.num_labels = labels
+    theirs: Any = DebertaV2ForSequenceClassification(config).double().eval()
+    theirs.deberta = deepcopy(backbone)
+    randomize(theirs.pooler)
+    randomize(theirs.classifier, seed=1)
+    attached = attach(backbone, [HeadOnly()], [lambda: ClassificationHead(backbone.config, labels)])
+    head: Any = attached.run(0).head
+    pairs = [(head.dense, theirs.pooler.dense), (head.out_proj, theirs.classifier)]
+    for ours, their in pairs:
+        ours.load_state_dict(their.state_dict())
+    (logits,), expected = attached([batch]), theirs(**batch).logits
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
+    logits.square().sum().backward()
+    expected.square().sum().backward()
+    for ours, their in pairs:
+        for name, parameter in ours.named_parameters():
+            torch.testing.assert_close(parameter.grad, their.get_parameter(name).grad, rtol=1e-9, atol=1e-9)
 
 
 def test_start_is_small_and_unbiased(architecture, tiny_config):
