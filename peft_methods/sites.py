@@ -20,6 +20,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
@@ -146,8 +147,10 @@ class Sites:
         return self.by_name[EMBEDDINGS]
 
     def embedding_rows(self) -> Tensor:
-        """(vocabulary, H): what the rows of the model's input are made of, frozen."""
-        return cast(nn.Embedding, self.base.get_input_embeddings()).weight.detach()
+        """(vocabulary, H): frozen; what the model's input is made of, scaled where the model scales it."""
+        embedding = cast(nn.Embedding, self.base.get_input_embeddings())
+        with torch.no_grad():
+            return embedding(torch.arange(embedding.num_embeddings, device=embedding.weight.device))
 
     def biased_projections(self) -> list[Site]:
         """Every linear map that has a bias, the pooler's included where the backbone has one.

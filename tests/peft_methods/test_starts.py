@@ -179,6 +179,12 @@ class TestPrompt:
         assert len(set(rest)) == 5
         assert max(rest) < 9
 
+    def test_rows_are_scaled_as_the_text_is(self, tiny_backbone, tokenizer):
+        """BART may multiply its embeddings by sqrt(H): a prompt's rows stand beside the products."""
+        backbone = tiny_backbone("bart", scale_embedding=True)
+        rows = rows_of(backbone, prompt(1, "class_labels", labels=("good",)), tokenizer=tokenizer)
+        torch.testing.assert_close(rows[0], 4.0 * backbone.get_input_embeddings().weight[20])
+
     def test_more_labels_than_rows(self, tiny_backbone, tokenizer):
         """The first ones are taken."""
         backbone = tiny_backbone("t5")
