@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from benchmarks.config import RunConfig
-from benchmarks.evaluation import is_constant, scores
+from benchmarks.evaluation import has_illegal, is_constant, scores
 from benchmarks.record import SCHEMA, Record
 from benchmarks.tasks.data import TaskData
 
@@ -52,6 +52,7 @@ def assemble(
                 )
     selection = cfg.task.validation_splits[0]
     flags = ["one_class_predictions"] if is_constant(output.predictions[cfg.trainer.selection][selection]) else []
+    flags += ["illegal_answers"] if has_illegal(cfg.task, output.predictions[cfg.trainer.selection][selection]) else []
     flags += ["parameters_did_not_move"] if output.unmoved else []
     record = _common(cfg, identity, run_id, departures) | {
         "status": "done",

@@ -5,7 +5,7 @@ import math
 from transformers import CONFIG_MAPPING, AutoConfig
 
 from benchmarks.compose import task_choice
-from benchmarks.config import BackboneConfig, RunConfig, TrainerConfig, is_control
+from benchmarks.config import BackboneConfig, RunConfig, TrainerConfig, is_control, text_of, writes_text
 from benchmarks.devices import DEVICES, DTYPES, PRECISIONS
 from benchmarks.metrics import METRICS
 from peft_methods.architectures import ARCHITECTURES
@@ -53,8 +53,29 @@ def check_config(cfg: RunConfig) -> None:
             f"task {cfg.task.name}: num_labels={cfg.task.num_labels}, validation_splits={cfg.task.validation_splits}; "
             "expected at least one of each; change conf/task/"
         )
+    if writes_text(cfg.backbone.model_type):
+        _check_text(cfg)
     if cfg.threads is not None and cfg.threads < 1:
         raise ValueError(f"threads={cfg.threads}: expected at least 1, or null for torch's choice")
+
+
+def _check_text(cfg: RunConfig) -> None:
+    task, text = cfg.task, text_of(cfg.task, cfg.scale)
+    key = "task.micro_text" if cfg.scale.data == "micro" else "task.text"
+    if text is None:
+        raise ValueError(
+            f"task {task.name} has no {key}, and {cfg.backbone.name} answers in text; add it in conf/task/"
+        )
+    expected = "no" if task.num_labels == 1 else task.num_labels
+    if len(text.labels) != (task.num_labels if task.num_labels > 1 else 0) or len(set(text.labels)) < len(text.labels):
+        raise ValueError(f"{key}.labels={text.labels}: expected {expected} different words; change conf/task/")
+    try:
+        text.source.format(**dict.fromkeys(task.text_columns, ""))
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"{key}.source={text.source!r}: expected the columns {', '.join(task.text_columns)} in braces ({error}); "
+            "change conf/task/"
+        ) from error
 
 
 def check_architecture(backbone: BackboneConfig) -> None:

@@ -29,12 +29,25 @@ class BackboneConfig:
 
 
 @dataclass
+class TextConfig:
+    """A task for a backbone that writes text. source: what it reads, with {column} for each text column.
+
+    labels: what it writes for label 0, 1, ...; empty for a score, which is written with one decimal.
+    """
+
+    source: str = MISSING
+    labels: list[str] = MISSING
+
+
+@dataclass
 class TaskConfig:
     """A task described before any data is seen.
 
     hub_id, subset: on the hub, or the folders `<data_dir>/<dataset>/<subset>/`. num_labels: 1 means regression.
     label_range: lowest and highest legal label. validation_splits: the first one selects checkpoints. test_splits:
-    scored only where the scale has labels for them. metrics: names in metrics.py; selection_metric: one of them.
+    scored only where the scale has labels for them. text: null where no backbone can write the answer;
+    micro_text: the same in words of the generated language.
+    metrics: names in metrics.py; selection_metric: one of them.
     """
 
     name: str = MISSING
@@ -50,6 +63,8 @@ class TaskConfig:
     test_splits: list[str] = MISSING
     metrics: list[str] = MISSING
     selection_metric: str = MISSING
+    text: TextConfig | None = None
+    micro_text: TextConfig | None = None
 
 
 @dataclass
@@ -158,6 +173,16 @@ class RunConfig:
     device: str = "auto"
     threads: int | None = None
     force: bool = False
+
+
+def text_of(task: TaskConfig, scale: ScaleConfig) -> TextConfig | None:
+    """How a backbone that writes sees the task at this scale."""
+    return task.micro_text if scale.data == "micro" else task.text
+
+
+def writes_text(model_type: str) -> bool:
+    """Backbones that answer in text, through their own output layer; the others classify, through a head."""
+    return model_type in ("gpt2", "t5")
 
 
 def is_control(cfg: RunConfig) -> bool:

@@ -24,16 +24,18 @@ from benchmarks.backbone import Backbone, describe, load_backbone, weights_of
 from benchmarks.checkpoint import load_checkpoint
 from benchmarks.checks import check_config, check_length, check_pack
 from benchmarks.compose import build_method
-from benchmarks.config import RunConfig, is_control
+from benchmarks.config import RunConfig, is_control, text_of, writes_text
 from benchmarks.departures import departures
-from benchmarks.evaluation import decode, predict
+from benchmarks.evaluation import predict
 from benchmarks.identity import identity, run_id
+from benchmarks.job import Job
 from benchmarks.progress import Checkpointing, StepProgress
 from benchmarks.record import RecordError, read_record, record_path, set_aside, write_record
 from benchmarks.tasks.data import TaskData, load_task
 from benchmarks.tasks.tokenizing import tokenize
+from benchmarks.tasks.writing import Writer
 from benchmarks.tracking import Tracker
-from benchmarks.training import Job, Run, restore_best, train
+from benchmarks.training import Run, restore_best, train
 from peft_methods.attach import attach
 from peft_methods.attached import Attached
 from peft_methods.counting import count_parameters
@@ -158,17 +160,26 @@ def _make(todo: list[Prepared], show_progress: bool) -> list[Outcome]:
 def _attach(todo: list[Prepared], backbone: Backbone) -> tuple[Attached, list[Job]]:
     """Attach every run's method and head, copy parents' tensors, tokenize."""
     config = backbone.model.config
-    heads = [partial(ClassificationHead, config, p.cfg.task.num_labels) for p in todo]
+    writes = writes_text(config.model_type)
+    heads = [None if writes else partial(ClassificationHead, config, p.cfg.task.num_labels) for p in todo]
     methods = [build_method(p.cfg.method) for p in todo]
     attached = attach(backbone.model, methods, heads, [p.cfg.seed for p in todo], backbone.tokenizer)
     try:
-        with_types = config.type_vocab_size > 1
+        with_types = getattr(config, "type_vocab_size", 0) > 1
         pad = backbone.tokenizer.pad_token_id
         jobs = []
         for k, p in enumerate(todo):
             check_length(p.cfg, attached.positions(k))
+            if not attached.run(k).trained():
+                raise ValueError(
+                    f"{type(methods[k]).__name__} trains nothing but a head, and {p.cfg.backbone.name} answers in text "
+                    "without one: change method="
+                )
             if p.parent is not None and p.cfg.init_from is not None:
                 parents.start_from(attached, k, p.parent, p.cfg.init_from.head_dense)
+            if writes:
+                jobs.append(_writing_job(p, backbone, attached))
+                continue
             if p.cfg.task.num_labels == 1 and p.cfg.trainer.regression_bias == "label_mean":
                 mean = float(np.mean(p.data.labels[p.cfg.task.train_split]))
                 nn.init.constant_(cast(ClassificationHead, attached.run(k).head).out_proj.bias, mean)
@@ -177,6 +188,12 @@ def _attach(todo: list[Prepared], backbone: Backbone) -> tuple[Attached, list[Jo
         attached.detach()
         raise
     return attached, jobs
+
+
+def _writing_job(p: Prepared, backbone: Backbone, attached: Attached) -> Job:
+    text = text_of(p.cfg.task, p.cfg.scale)
+    writer = Writer(p.cfg.task, text, backbone.tokenizer, attached.table.architecture.decoder_only)
+    return Job(p.cfg, writer.tokenize(p.data, p.cfg.trainer.max_length), writer.pad, writer)
 
 
 def _train_and_record(
@@ -225,9 +242,8 @@ def _output(r: Run, start: dict[str, Tensor], accelerator: Accelerator, memory: 
     splits = [s for s in r.job.data if s != cfg.task.train_split]
 
     def decoded() -> dict[str, np.ndarray]:
-        size = cfg.trainer.eval_batch_size
-        logits = {s: predict(r.attached, r.k, r.job.data[s], r.job.pad_token_id, size, accelerator) for s in splits}
-        return {s: decode(cfg.task, values) for s, values in logits.items()}
+        found = {s: predict(r.attached, r.k, r.job, r.job.data[s], accelerator) for s in splits}
+        return {s: predictions for s, predictions in found.items() if predictions is not None}
 
     began = time.perf_counter()
     last = trained_tensors(r.attached, r.k)

@@ -9,6 +9,8 @@ from typing import Any
 
 import orjson
 
+from benchmarks.config import writes_text
+
 # What a sweep searches over; columns of their own in the report.
 SEARCHED = {"trainer": ("learning_rate", "batch_size", "epochs"), "method": ("bottleneck_dim", "rank", "alpha")}
 # Fields that change speed, memory or rounding: they belong to the numerics class of the record.
@@ -27,6 +29,9 @@ def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
         part[group] = {k: v for k, v in part[group].items() if k not in names}
     for group, defaults in _ADDED_LATER.items():
         part[group] = {k: v for k, v in part[group].items() if k not in defaults or v != defaults[k]}
+    part["task"] = {k: v for k, v in part["task"].items() if k not in ("text", "micro_text")}
+    if writes_text(part["backbone"]["model_type"]):
+        part["task"]["text"] = config["task"]["micro_text" if config["scale"]["data"] == "micro" else "text"]
     part["scale"] = config["scale"]["name"]
     return part
 

@@ -13,30 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from benchmarks.config import RunConfig
-from benchmarks.evaluation import decode, predict, scores
+from benchmarks.evaluation import predict, scores
+from benchmarks.job import Job
 from benchmarks.optimization import make_optimizer, make_schedule
-from benchmarks.tasks.tokenizing import TokenizedSplit, collate
 from peft_methods.attached import Attached
 from peft_methods.inputs import Batch
 from peft_methods.state import copy_trained, trained_tensors
 
 LOSS_CHECK_STEPS = 20  # how often losses are read back from the device and checked
-
-
-@dataclass
-class Job:
-    """One run's part in a pack: its configuration, its tokenized splits, and who wants to hear of its evaluations."""
-
-    cfg: RunConfig
-    data: dict[str, TokenizedSplit]
-    pad_token_id: int
-    on_evaluation: Callable[[dict[str, Any]], None] = lambda point: None
 
 
 @dataclass
@@ -58,9 +47,8 @@ class Run:
     """One run of the pack: its optimizer, its schedule and its position."""
 
     def __init__(self, k: int, job: Job, attached: Attached):
-        trainer, n = job.cfg.trainer, len(job.data[job.cfg.task.train_split].labels)
+        trainer, n = job.cfg.trainer, len(job.train_split)
         self.k, self.job, self.attached = k, job, attached
-        self.split = job.data[job.cfg.task.train_split]
         self.steps_per_epoch = math.ceil(n / trainer.batch_size)
         planned = trainer.epochs * self.steps_per_epoch
         self.total_steps = planned if trainer.max_steps is None else min(planned, trainer.max_steps)
@@ -91,25 +79,18 @@ class Run:
         epoch, batch = divmod(self.position.step, self.steps_per_epoch)
         size = self.job.cfg.trainer.batch_size
         if self._order[0] != epoch:
-            self._order = (epoch, data_order(self.split.lengths, self.job.cfg, epoch))
+            self._order = (epoch, data_order(self.job.train_split.lengths, self.job.cfg, epoch))
         return self._order[1][batch * size : (batch + 1) * size]
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Summed over the examples: cross-entropy, or squared error for regression."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bf16 logits, full-precision loss
-        if self.job.cfg.task.num_labels == 1:
-            return F.mse_loss(logits[:, 0], labels.to(logits.dtype), reduction="sum")
-        return F.cross_entropy(logits, labels, reduction="sum")
-
-    def update(self, loss: Tensor, examples: int) -> None:
-        """Clip, step, and advance; `loss` is the step's summed loss, still on the device."""
+    def update(self, loss: Tensor) -> None:
+        """Clip, step, and advance; `loss` is the step's mean loss, still on the device."""
         parameters = list(self.parameters.values())
         nn.utils.clip_grad_norm_(parameters, self.job.cfg.trainer.max_grad_norm)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.position.step += 1
-        self._losses.append(loss / examples)
+        self._losses.append(loss)
         if len(self._losses) >= LOSS_CHECK_STEPS or self.evaluates_now:
             self.read_losses()
 
@@ -138,13 +119,11 @@ class Run:
         }
         for name in cfg.task.validation_splits:
             split = self.job.data[name]
-            logits = predict(
-                self.attached, self.k, split, self.job.pad_token_id, cfg.trainer.eval_batch_size, accelerator
-            )
-            if not np.isfinite(logits).all():
+            predictions = predict(self.attached, self.k, self.job, split, accelerator)
+            if predictions is None:
                 position.diverged = f"the predictions on {name} were not finite at step {position.step}"
                 return
-            point["scores"][name] = scores(cfg.task, decode(cfg.task, logits), split.labels)
+            point["scores"][name] = scores(cfg.task, predictions, split.labels)
         position.window_losses = []
         position.history.append(point)
         value = point["scores"][cfg.task.validation_splits[0]][cfg.task.selection_metric]
@@ -192,6 +171,7 @@ def _step(model: nn.Module, attached: Attached, active: list[Run], accelerator: 
     world, rank = accelerator.num_processes, accelerator.process_index
     rows = {run.k: run.next_rows() for run in active}
     chunks = {run.k: list(_micro_batches(rows[run.k], run.job.cfg.trainer.micro_batch_size, world)) for run in active}
+    weights = {run.k: run.job.weight(rows[run.k]) for run in active}
     losses = {run.k: torch.zeros((), device=accelerator.device, dtype=torch.float64) for run in active}
     for i in range(max(len(c) for c in chunks.values())):
         batches: list[Batch | None] = [None] * len(attached.runs)
@@ -199,7 +179,7 @@ def _step(model: nn.Module, attached: Attached, active: list[Run], accelerator: 
         for run in active:
             if i >= len(chunks[run.k]):
                 continue
-            batch = collate(run.split, chunks[run.k][i][rank::world], run.job.pad_token_id)
+            batch = run.job.training_batch(chunks[run.k][i][rank::world])
             run.position.tokens += int(batch["attention_mask"].sum())
             batch = send_to_device(batch, accelerator.device)
             labels[run.k] = batch.pop("labels")
@@ -211,15 +191,15 @@ def _step(model: nn.Module, attached: Attached, active: list[Run], accelerator: 
         total: Tensor | None = None
         for run in active:
             if run.k in labels:
-                loss = run.loss(logits[run.k], labels[run.k])
+                loss = run.job.loss(logits[run.k], labels[run.k])
                 losses[run.k] += loss.detach()
                 # Data-parallel processes average their gradients: times world makes the average a sum.
-                share = loss * (world / len(rows[run.k]))
+                share = loss * (world / weights[run.k])
                 total = share if total is None else total + share
         accelerator.backward(total)
     for run in active:
         loss = losses[run.k] if world == 1 else accelerator.reduce(losses[run.k], "sum")
-        run.update(loss, len(rows[run.k]))
+        run.update(loss / weights[run.k])
 
 
 def data_order(lengths: np.ndarray, cfg: RunConfig, epoch: int) -> np.ndarray:

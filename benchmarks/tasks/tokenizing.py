@@ -6,7 +6,7 @@ N rows of a split, B rows of a batch, T tokens of the longest row in it.
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -25,6 +25,7 @@ class TokenizedSplit:
     """One split's token ids, row after row.
 
     input_ids (tokens of all rows,) int32. token_type_ids: the same shape, or None where the backbone has no segments.
+    targets: what is to be written, ids and offsets like these (writing.py); None for a classifier.
     offsets (N + 1,) int64: row i is input_ids[offsets[i]:offsets[i + 1]]. labels (N,) int64 or float64.
     """
 
@@ -32,6 +33,7 @@ class TokenizedSplit:
     offsets: np.ndarray
     labels: np.ndarray
     token_type_ids: np.ndarray | None = None
+    targets: tuple[np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -40,6 +42,16 @@ class TokenizedSplit:
     def lengths(self) -> np.ndarray:
         """(N,) tokens of each row, special ones included."""
         return np.diff(self.offsets)
+
+    def rows(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The ids of these rows."""
+        return [self.input_ids[self.offsets[row] : self.offsets[row + 1]] for row in rows]
+
+    def target_rows(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The ids to be written for these rows."""
+        assert self.targets is not None
+        ids, offsets = self.targets
+        return [ids[offsets[row] : offsets[row + 1]] for row in rows]
 
 
 Key = tuple[str, str, int, bool]
@@ -72,6 +84,17 @@ def tokenize(
             _cache.popitem(last=False)
     _cache.move_to_end(key)
     return _cache[key]
+
+
+def tokenize_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Ids of every text, no special tokens. Raises DataError for a text that is none."""
+    each: list[list[int]] = []
+    for start in range(0, len(texts), CHUNK):
+        chunk = list(texts[start : start + CHUNK])
+        each += tokenizer(chunk, add_special_tokens=False, padding=False, truncation=False)["input_ids"]
+    if empty := [text for text, ids in zip(texts, each, strict=True) if not ids]:
+        raise DataError(f"{tokenizer.name_or_path} makes no token of {empty[0]!r}; change task.text")
+    return each
 
 
 def collate(split: TokenizedSplit, rows: np.ndarray, pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks.config import BackboneConfig, RunConfig, ScaleConfig, TaskConfig, TrackingConfig, TrainerConfig
+from benchmarks.job import Job
 from benchmarks.tasks.tokenizing import TokenizedSplit
-from benchmarks.training import Job
 from peft_methods.attach import attach
 from peft_methods.attached import Attached, Method
 from peft_methods.bitfit import BitFit

@@ -1,0 +1,74 @@
+"""One run's part in a pack: its configuration, its examples, and what the loop does with them.
+
+A backbone with a head classifies; one that writes is trained on the tokens of the answer and answers by writing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.config import RunConfig
+from benchmarks.tasks.tokenizing import TokenizedSplit, collate
+from benchmarks.tasks.writing import IGNORED, Writer
+from peft_methods.attached import Attached
+from peft_methods.inputs import Batch
+
+
+@dataclass
+class Job:
+    """writer: None where the run classifies. on_evaluation: who wants to hear of its evaluations."""
+
+    cfg: RunConfig
+    data: dict[str, TokenizedSplit]
+    pad_token_id: int
+    writer: Writer | None = None
+    on_evaluation: Callable[[dict[str, Any]], None] = lambda point: None
+
+    @property
+    def train_split(self) -> TokenizedSplit:
+        """What the run trains on."""
+        return self.data[self.cfg.task.train_split]
+
+    def training_batch(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """The batch of these training rows (B,), `labels` included."""
+        if self.writer is not None:
+            return self.writer.training_batch(self.train_split, rows)
+        return collate(self.train_split, rows, self.pad_token_id)
+
+    def weight(self, rows: np.ndarray) -> int:
+        """What a step's summed loss is divided by: examples, or tokens to be written."""
+        return len(rows) if self.writer is None else sum(map(len, self.train_split.target_rows(rows)))
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Summed over the examples (cross-entropy, or squared error for regression) or the tokens to be written."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bf16 logits, full-precision loss
+        if self.writer is not None:
+            return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        if self.cfg.task.num_labels == 1:
+            return F.mse_loss(logits[:, 0], labels.to(logits.dtype), reduction="sum")
+        return F.cross_entropy(logits, labels, reduction="sum")
+
+    def question_batch(self, split: TokenizedSplit, rows: np.ndarray) -> dict[str, Tensor]:
+        """The batch of these rows, to be answered."""
+        if self.writer is not None:
+            return self.writer.question_batch(split, rows)
+        return collate(split, rows, self.pad_token_id)
+
+    def answer(self, attached: Attached, k: int, batches: list[Batch | None]) -> np.ndarray:
+        """(B,) predicted labels of run k's batch; of a regression its raw values. NaN where logits were not finite."""
+        if self.writer is not None:
+            settings = {"max_new_tokens": self.writer.max_new_tokens, "do_sample": False, "num_beams": 1}
+            written = attached.generate(batches, **settings)[k]
+            assert written is not None
+            return self.writer.read(written)
+        logits = attached(batches)[k]
+        assert logits is not None
+        values = logits.float().cpu().numpy()
+        if self.cfg.task.num_labels == 1:
+            return values[:, 0].astype(np.float32)
+        return np.where(np.isfinite(values).all(1), values.argmax(1), np.nan)
