@@ -58,6 +58,8 @@ def plan(patterns: Sequence[str] = ("*",), task: str = "*") -> list[Act]:
             raise ValueError(f"{file} names no tasks; expected hydra.sweeper.params.task, as in its neighbors")
         values = {key: [job[0] for job in expand([f"{key}={value}"])] for key, value in params.items()}
         values = {key: v[:1] if key == "seed" or key.startswith("trainer.") else v for key, v in values.items()}
+        if experiment.startswith("grid/"):
+            values["task"] = values["task"][:1]  # at micro scale, where every task is seen elsewhere
         values["task"] = [t for t in values["task"] if fnmatch.fnmatch(t.rpartition("/")[2], task)]
         scripts = CONF_DIR / "recipe" / "script" / experiment
         scripted = {f"task={p.relative_to(scripts).with_suffix('').as_posix()}" for p in scripts.rglob("*.yaml")}
@@ -79,14 +81,15 @@ def plan(patterns: Sequence[str] = ("*",), task: str = "*") -> list[Act]:
 def compose_act(act: Act, folder: Path) -> list[RunConfig]:
     """The act's runs, cut to two steps; a parent (init_from) is cut in the same way.
 
-    At scale=paper; at scale=small for the experiments in the folder small/, which are in no paper.
+    At scale=paper; the experiments in the folders small/ and grid/ are in no paper, theirs are small and micro.
     """
-    scale = "small" if act.experiment.startswith("small/") else "paper"
+    scale = {"small": "small", "grid": "micro"}.get(act.experiment.partition("/")[0], "paper")
     short = [f"trainer.max_steps={STEPS}"]
-    places = [f"data_dir={folder / 'data'}", f"results_dir={folder / 'results'}"]
+    places = [f"results_dir={folder / 'results'}", *([] if scale == "micro" else [f"data_dir={folder / 'data'}"])]
     cfgs = [compose_job([*job, f"scale={scale}", *short, *places]) for job in act.jobs]
     for cfg in cfgs:
-        cfg.backbone_dir = str(folder / "backbones" / f"layers_{_layers(cfg)}")
+        if scale != "micro":
+            cfg.backbone_dir = str(folder / "backbones" / f"layers_{_layers(cfg)}")
         if cfg.init_from is not None:
             cfg.init_from = dataclasses.replace(cfg.init_from, seeds=[cfg.seed], overrides=short)
     return cfgs
@@ -99,6 +102,7 @@ def build_standins(cfgs: Sequence[RunConfig]) -> None:
 
     children = {(c.init_from.experiment, c.init_from.task, c.settings): c for c in cfgs if c.init_from is not None}
     everyone = [*cfgs, *(parent_configs(child)[0] for child in children.values())]
+    everyone = [cfg for cfg in everyone if not cfg.scale.backbones]  # the others have what they need
     for cfg in {(cfg.backbone_dir, cfg.backbone.hub_id): cfg for cfg in everyone}.values():
         make_backbone(Path(cfg.backbone_dir or ""), cfg.backbone, _layers(cfg))
     for cfg in {(cfg.data_dir, cfg.task.name): cfg for cfg in everyone}.values():
@@ -187,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="peft-bench rehearse",
         description=f"Run experiments at scale=paper for {STEPS} steps, offline, on stand-ins of the published "
-        "backbones and data.",
+        "backbones and data; those of the grid at scale=micro, one task each.",
     )
     parser.add_argument("experiments", nargs="*", help="names or patterns of experiments ('lora/*'); all without any")
     parser.add_argument("--task", default="*", help="a task name or pattern (rte); all without it")
@@ -222,7 +226,7 @@ def _perform(acts: Sequence[Act], folder: Path, attempts: list[str]) -> int:
         tally.perform(act.experiment, act.settings, group)
     from benchmarks.standins import hub_cache
 
-    local = one_of_each(everyone)
+    local = one_of_each([cfg for cfg in everyone if not cfg.scale.backbones])
     backbones = [(str(cfg.backbone_dir), cfg.backbone) for cfg in local]
     with hub_cache(folder / "cache", backbones, [(str(cfg.data_dir), cfg.task) for cfg in local]):
         tally.perform("as from the hub", "", [as_from_hub(cfg) for cfg in local])

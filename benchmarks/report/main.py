@@ -66,7 +66,9 @@ def write_tables(
             comparable = int(beside["difference"].notna().sum())
             shown_title = title if settings == "paper" else f"{title} ({settings} settings)"
             index.append(_entry(name, shown_title, f"{comparable} of {len(beside)} cells comparable"))
-    for table in micro.MICRO_TABLES:
+    there = set(frame.loc[frame["scale"] == micro.SCALE, "experiment"])
+    grids = [table for table in micro.grid_tables() if there & {row.experiment for row in table.rows}]
+    for table in [*micro.MICRO_TABLES, *grids]:
         for settings in _settings(frame, micro.SCALE):
             cells = micro.micro_table(frame, table, settings)
             name = table.name if settings == "paper" else f"{table.name}_{settings}"
@@ -94,7 +96,7 @@ def _in_tables(frame: pd.DataFrame, reference: Reference) -> pd.Series:
     """Which runs belong to a row of some table; at scale=small every experiment is one."""
     rows = {
         tables.SCALE: {experiment for table in reference.tables.values() for experiment in table["experiment"]},
-        micro.SCALE: {row.experiment for table in micro.MICRO_TABLES for row in table.rows},
+        micro.SCALE: {row.experiment for table in _micro_tables() for row in table.rows},
     }
     known = {(scale, experiment) for scale, of_scale in rows.items() for experiment in of_scale}
     keys = zip(frame["scale"], frame["experiment"], strict=True)
@@ -106,6 +108,10 @@ def _in_no_table(runs: pd.DataFrame, reference: Reference) -> str:
     others = runs[~_in_tables(runs, reference)]
     listed = [f"{name} ({scale}): {len(of)}" for (name, scale), of in others.groupby(["experiment", "scale"])]
     return f"Runs in no table: {', '.join(listed)}." if listed else ""
+
+
+def _micro_tables() -> list[micro.MicroTable]:
+    return [*micro.MICRO_TABLES, *micro.grid_tables()]
 
 
 def _settings(frame: pd.DataFrame, scale: str) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import pandas as pd
 
+from benchmarks.compose import CONF_DIR
 from benchmarks.report.calibration import calibration_markdown
 from benchmarks.report.grid import Column, GridRow, glue_columns, grid
 from benchmarks.report.grid_page import grid_markdown
@@ -63,6 +65,37 @@ MICRO_TABLES = [
 ]
 
 
+GRID = CONF_DIR / "experiment" / "grid"
+_GRID_TITLES = {
+    "classification": "Methods x backbones x tasks: BERT and RoBERTa classify, at micro scale",
+    "text_to_text": "Methods x tasks: T5 answers in text, at micro scale",
+    "generation": "Methods x tasks: GPT-2 answers behind the text, at micro scale",
+    "lora_ablation": "LoRA's targets and ranks (Hu et al. 2021, section 7) on RoBERTa, at micro scale",
+}
+
+
+def grid_tables() -> list[MicroTable]:
+    """One table per folder of conf/experiment/grid, one row per file."""
+    return [
+        MicroTable(
+            f"grid_{kind}",
+            title,
+            "Matthews correlation for CoLA, Pearson for STS-B, accuracy for the others.",
+            glue_columns(mrpc="accuracy", stsb="pearson", qqp="accuracy"),
+            [
+                GridRow(file.stem.replace("_", " "), f"grid/{kind}/{file.stem}")
+                for file in sorted((GRID / kind).glob("*.yaml"), key=lambda file: _natural(file.stem))
+            ],
+        )
+        for kind, title in _GRID_TITLES.items()
+    ]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """q_r8 before q_r64."""
+    return [(int(part or 0), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
 def micro_table(frame: pd.DataFrame, table: MicroTable, settings: str = "paper") -> pd.DataFrame:
     """The cells of a micro table (see `grid.grid`)."""
     return grid(frame, table.rows, table.columns, SCALE, settings, "test")
@@ -84,4 +117,5 @@ def micro_page(cells: pd.DataFrame, table: MicroTable) -> str:
         "the stand-in.",
     ]
     title = table.title if settings == "paper" else f"{table.title} ({settings} settings)"
-    return page(title, about, grid_markdown(cells, notes), calibration_markdown(cells))
+    calibration = "" if table.name.startswith("grid_") else calibration_markdown(cells)
+    return page(title, about, grid_markdown(cells, notes), calibration)

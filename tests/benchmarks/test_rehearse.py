@@ -112,7 +112,8 @@ def test_the_plan_leaves_no_experiment_and_no_task_out():
     for file in folder.rglob("*.yaml"):
         swept = yaml.safe_load(file.read_text())["hydra"]["sweeper"]["params"]["task"]
         experiment = file.relative_to(folder).with_suffix("").as_posix()
-        expected[experiment, "paper"] = {f"task={task}" for task in swept.split(",")}
+        tasks = swept.split(",")[: 1 if experiment.startswith("grid/") else None]
+        expected[experiment, "paper"] = {f"task={task}" for task in tasks}
     for file in scripts.rglob("*.yaml"):
         experiment = file.parents[1].relative_to(scripts).as_posix()
         expected.setdefault((experiment, "script"), set()).add(f"task=glue/{file.stem}")
