@@ -55,6 +55,9 @@ micro-backbones: .venv/.installed ## Pretrain the micro backbones again and comp
 bench: .venv/.installed ## Time a report over 10,000 made-up records
 	$(BIN)/python -m benchmarks.report.bench
 
+latency: .venv/.installed ## Time a forward pass of the methods beside the backbone's (1 minute; --help: the paper's shapes)
+	$(OFFLINE) $(BIN)/peft-bench latency
+
 test-cluster: .venv/.installed ## Run a sweep on a real one-node Slurm (root; Debian: slurmctld slurmd slurm-client munge)
 	$(THREADS) $(OFFLINE) bash tests/cluster/one_node_slurm.sh $(BIN)/python tests/cluster/check_sweep.py
 

@@ -19,6 +19,7 @@ usage: peft-bench VERB [arguments]      peft-bench VERB --help says more
   status    what is done, failed (with its cause) and flagged
   report    the papers' tables beside our runs, and the micro tables
   params    trainable-parameter counts beside the printed ones, from configurations alone
+  latency   time of a forward pass, bytes stored and memory in training of the methods beside the backbone
   pretrain  the micro backbones, from the generated language
   rehearse  every experiment at scale=paper for two steps, offline, on stand-ins
 
@@ -209,6 +210,12 @@ def _params(argv: Sequence[str]) -> int:
     return main(argv) or 0
 
 
+def _latency(arguments: Sequence[str]) -> int:
+    from benchmarks.latency import main as latency
+
+    return latency(arguments)
+
+
 def _pretrain(argv: Sequence[str]) -> int:
     from benchmarks.pretraining import main
 
@@ -227,6 +234,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "status": _status,
     "report": _report,
     "params": _params,
+    "latency": _latency,
     "pretrain": _pretrain,
     "rehearse": _rehearse,
 }
