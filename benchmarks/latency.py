@@ -1,6 +1,5 @@
 """What a method costs beside its backbone: time, bytes stored, memory in training: `peft-bench latency`.
 
-
 Every repeat times every method once, in an order that moves on by one, on the same frozen random weights; a method's
 figure is the median of its ratios to the backbone of the same repeat, with an interval that assumes no distribution.
 """
