@@ -104,7 +104,8 @@ def _run(argv: Sequence[str]) -> int:
     _check_slurm(argv)
     import hydra
 
-    from benchmarks.compose import CONF_DIR, register
+    from benchmarks.compose import register
+    from benchmarks.config import CONF_DIR
     from benchmarks.sweep import expand_globs
 
     register()

@@ -21,9 +21,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks import config
-from benchmarks.config import BackboneConfig, RunConfig
-
-CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
+from benchmarks.config import CONF_DIR, BackboneConfig, RunConfig
 
 
 def compose_run(overrides: Sequence[str]) -> RunConfig:

@@ -12,7 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Transformer
 from omegaconf import OmegaConf
 
-from benchmarks.compose import CONF_DIR, choices, compose_run, task_choice
+from benchmarks.compose import choices, compose_run, task_choice
+from benchmarks.config import CONF_DIR
 from benchmarks.setting import scientific, start
 
 

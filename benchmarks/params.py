@@ -32,8 +32,8 @@ from transformers.initialization import no_init_weights
 
 from benchmarks.backbone import empty_model
 from benchmarks.checks import check_architecture
-from benchmarks.compose import CONF_DIR, backbone_choice, build_method, method_choice, register, typed
-from benchmarks.config import BackboneConfig
+from benchmarks.compose import backbone_choice, build_method, method_choice, register, typed
+from benchmarks.config import CONF_DIR, BackboneConfig
 from benchmarks.record import write_files
 from benchmarks.report.reference import DIRECTORY, Reference, read_reference
 from benchmarks.report.render import bullets, markdown_table, page

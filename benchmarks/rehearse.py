@@ -25,8 +25,8 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.compose import CONF_DIR, compose_job
-from benchmarks.config import RunConfig, is_control
+from benchmarks.compose import compose_job
+from benchmarks.config import CONF_DIR, RunConfig, is_control
 from benchmarks.offline import OFFLINE, no_network
 from benchmarks.record import predictions_path, read_record, record_path
 from benchmarks.sweep import expand

@@ -12,7 +12,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
 
-from benchmarks.compose import CONF_DIR, choices
+from benchmarks.compose import choices
+from benchmarks.config import CONF_DIR
 
 
 def expand(multirun: Sequence[str]) -> list[list[str]]:

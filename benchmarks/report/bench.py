@@ -91,8 +91,10 @@ def made_record(
         "parents": [],
         "departures": {},
         "config": {
-            **{"experiment": experiment, "settings": settings, "seed": seed, "scale": {"name": scale}},
-            **{"method": method, "trainer": trainer, "task": {"name": task}, "backbone": {"name": backbone}},
+            **{"experiment": experiment, "settings": settings, "seed": seed},
+            **{"method": method, "trainer": trainer, "task": {"name": task}},
+            "scale": {"name": scale, "data": scale},
+            "backbone": {"name": backbone, "model_type": "bert"},
         },
         "backbone": {
             "name": backbone,

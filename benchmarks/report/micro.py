@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from benchmarks.compose import CONF_DIR
+from benchmarks.config import CONF_DIR
 from benchmarks.report.calibration import calibration_markdown
 from benchmarks.report.grid import Column, GridRow, glue_columns, grid
 from benchmarks.report.grid_page import grid_markdown

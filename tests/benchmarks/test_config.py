@@ -19,8 +19,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks.checks import check_architecture, check_config
-from benchmarks.compose import CONF_DIR, register, typed
-from benchmarks.config import BackboneConfig, RunConfig
+from benchmarks.compose import register, typed
+from benchmarks.config import CONF_DIR, BackboneConfig, RunConfig
 
 # Learning rate, batch, epochs and length by row, task and settings, read off the papers' tables apart from conf/recipe.
 # Empty: the paper sweeps it.

@@ -10,8 +10,7 @@ import yaml
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from benchmarks.compose import CONF_DIR
-from benchmarks.config import BackboneConfig, ScaleConfig, TaskConfig
+from benchmarks.config import CONF_DIR, BackboneConfig, ScaleConfig, TaskConfig
 from benchmarks.standins import make_backbone
 from benchmarks.tasks.data import DataError, load_task
 from benchmarks.tasks.tokenizing import collate, tokenize, tokenizer_sha256

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks.backbone import load_backbone
-from benchmarks.compose import CONF_DIR, backbone_choice, build_method, choices, compose_run, method_choice, register
-from benchmarks.config import writes_text
+from benchmarks.compose import backbone_choice, build_method, choices, compose_run, method_choice, register
+from benchmarks.config import CONF_DIR, writes_text
 from benchmarks.departures import departures
 from benchmarks.report.main import main
 from benchmarks.report.micro import grid_tables

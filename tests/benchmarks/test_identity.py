@@ -111,7 +111,7 @@ def test_data_parents_and_result_versions_count(base, monkeypatch):
 
 
 def test_every_method_file_has_a_result_version():
-    from benchmarks.compose import CONF_DIR
+    from benchmarks.config import CONF_DIR
 
     for path in sorted((CONF_DIR / "method").glob("*.yaml")):
         assert compose_run([f"method={path.stem}"]).method["_target_"] in METHOD_VERSIONS

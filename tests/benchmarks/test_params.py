@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from benchmarks.compose import CONF_DIR, backbone_choice, method_choice, register, typed
+from benchmarks.compose import backbone_choice, method_choice, register, typed
+from benchmarks.config import CONF_DIR
 from benchmarks.params import (
     CountRow,
     count,

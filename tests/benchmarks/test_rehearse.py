@@ -11,8 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 import benchmarks.run
 from benchmarks import rehearse
-from benchmarks.compose import CONF_DIR
-from benchmarks.config import BackboneConfig, ScaleConfig, TaskConfig
+from benchmarks.config import CONF_DIR, BackboneConfig, ScaleConfig, TaskConfig
 from benchmarks.offline import no_network
 from benchmarks.standins import ROWS, hub_cache, make_backbone, make_task
 from benchmarks.tasks.data import DataError, load_task

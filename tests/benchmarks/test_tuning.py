@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.compose import CONF_DIR, choices
+from benchmarks.compose import choices
+from benchmarks.config import CONF_DIR
 from benchmarks.record import Record
 from benchmarks.report.bench import made_record
 from benchmarks.report.micro import MICRO_TABLES
