@@ -6,7 +6,7 @@
 Every architecture has the objective of its published checkpoints (micro/objectives.py). BERT also predicts whether the
 second sentence follows the first (half the time it comes from another document), which is what trains its pooler;
 RoBERTa does not, and ships without a pooler, as the published checkpoints do. A run may go on from another's folder
-(`start`): LM adaptation is objective "prefix_lm" from a T5 that span corruption made.
+(`start`): LM adaptation is objective "prefix_lm" from the T5 that span corruption made, for a tenth of its steps.
 """
 
 from __future__ import annotations
@@ -78,15 +78,21 @@ def _t5(name: str, width: int) -> PretrainConfig:
     return PretrainConfig("t5", BACKBONES / name, "span_corruption", sizes, steps=6_000, batch_size=32)
 
 
+def _adapted(spans: PretrainConfig) -> PretrainConfig:
+    """LM adaptation: 100,000 steps after 1,000,000 in Lester et al. 2021, section 3.2; it ships beside its start."""
+    output = spans.output.with_name(f"{spans.output.name}_lm")
+    return replace(spans, output=output, objective="prefix_lm", steps=spans.steps // 10, start=spans.output)
+
+
+_T5 = {f"t5_{size}": _t5(f"micro_t5_{size}", width) for size, width in (("small", 32), ("base", 48), ("large", 64))}
 SHIPPED = {
     "bert": PretrainConfig("bert", BACKBONES / "micro_bert"),
     "roberta": PretrainConfig("roberta", BACKBONES / "micro_roberta"),
     "gpt2": PretrainConfig(
         "gpt2", BACKBONES / "micro_gpt2", "causal_lm", Sizes(heads=4, positions=128), steps=6_000, batch_size=16
     ),
-    "t5_small": _t5("micro_t5_small", 32),
-    "t5_base": _t5("micro_t5_base", 48),
-    "t5_large": _t5("micro_t5_large", 64),
+    **_T5,
+    **{f"{name}_lm": _adapted(spans) for name, spans in _T5.items()},
 }
 
 

@@ -94,11 +94,15 @@ def validation_loss(
     return float(np.mean([loss.item() for loss in losses]))
 
 
-def unigram_loss(tokenizer: PreTrainedTokenizerBase, objective: str, model_type: str, batches: int = 20) -> float:
-    """The same loss of a model that knows only how frequent each label is in training: what context has to beat."""
-    training = make_stream(
-        objective, model_type, tokenizer, documents_of("train"), 64, tokenizer.model_max_length, seed=0
-    )
+def unigram_loss(
+    tokenizer: PreTrainedTokenizerBase, objective: str, model_type: str, batches: int = 20, documents: int | None = None
+) -> float:
+    """The same loss of a model that knows only how frequent each label is in training: what context has to beat.
+
+    documents: of the training corpus that are counted in; None: all.
+    """
+    texts = documents_of("train")[:documents]
+    training = make_stream(objective, model_type, tokenizer, texts, 64, tokenizer.model_max_length, seed=0)
     validation = _validation_stream(objective, model_type, tokenizer)
     counts = torch.ones(len(tokenizer), dtype=torch.float64)  # one each: none is impossible
     for _ in range(10 * batches):

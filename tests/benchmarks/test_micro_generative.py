@@ -1,5 +1,6 @@
 """The shipped GPT-2 and T5: layout and tokenizers of the published ones, and trained well beyond token frequencies."""
 
+import functools
 import json
 import math
 
@@ -25,9 +26,23 @@ from benchmarks.micro.objectives import unigram_loss, validation_loss
 from benchmarks.micro.tasks import TASKS, load_micro
 from benchmarks.pretraining import SHIPPED
 
-T5 = ["t5_small", "t5_base", "t5_large"]
+CORRUPTED = ["t5_small", "t5_base", "t5_large"]
+ADAPTED = [f"{name}_lm" for name in CORRUPTED]
+T5 = [*CORRUPTED, *ADAPTED]
 GENERATIVE = ["gpt2", *T5]
 FOLDERS = {name: SHIPPED[name].output for name in GENERATIVE}
+
+
+@functools.cache
+def loss_of_frequencies(model_type: str, objective: str) -> float:
+    name = "gpt2" if model_type == "gpt2" else "t5_small"  # every T5 has this tokenizer
+    return unigram_loss(load_tokenizer(FOLDERS[name]), objective, model_type, batches=3, documents=6_000)
+
+
+@functools.cache
+def loss_of(name: str, objective: str) -> float:
+    folder = FOLDERS[name]
+    return validation_loss(load_pretrained(folder), load_tokenizer(folder), objective, batches=3)
 
 
 @pytest.mark.parametrize("name", GENERATIVE)
@@ -38,21 +53,47 @@ def test_shipped_folder_is_what_its_report_says(name):
     assert record["report"]["weights_sha256"] == sha256(folder / "model.safetensors")
     assert record["report"]["language_version"] == LANGUAGE_VERSION
     made = SHIPPED[name]
-    settings = {"objective": made.objective, "steps": made.steps, "batch_size": made.batch_size, "start": None}
+    settings = {"objective": made.objective, "steps": made.steps, "batch_size": made.batch_size}
+    settings["start"] = made.start.name if made.start else None
     assert record["config"] == record["config"] | settings
     assert record["config"]["sizes"]["hidden_size"] == made.sizes.hidden_size
 
 
 @pytest.mark.parametrize("name", GENERATIVE)
 def test_shipped_loss_is_far_below_that_of_frequencies(name):
-    folder, objective = FOLDERS[name], SHIPPED[name].objective
-    tokenizer, model = load_tokenizer(folder), load_pretrained(folder)
-    report = json.loads((folder / "pretraining.json").read_text())["report"]
-    loss = validation_loss(model, tokenizer, objective, batches=3)
+    made = SHIPPED[name]
+    report = json.loads((made.output / "pretraining.json").read_text())["report"]
+    loss, frequencies = loss_of(name, made.objective), loss_of_frequencies(made.model_type, made.objective)
     assert loss == pytest.approx(report["validation_loss"], abs=0.05)
-    frequencies = unigram_loss(tokenizer, objective, model.config.model_type, batches=3)
     assert loss < frequencies - 1.5
-    assert frequencies < math.log(len(tokenizer)) - 1
+    assert frequencies < math.log(len(load_tokenizer(made.output))) - 1
+
+
+@pytest.mark.parametrize("name", CORRUPTED)
+def test_adaptation_makes_a_language_model_of_what_was_none(name):
+    """Lester et al., section 3.2: span corruption alone leaves a model that has never seen plain text."""
+    assert loss_of(name, "prefix_lm") > loss_of_frequencies("t5", "prefix_lm")
+    assert loss_of(f"{name}_lm", "prefix_lm") < loss_of_frequencies("t5", "prefix_lm") - 2.5
+    made, spans = SHIPPED[f"{name}_lm"], SHIPPED[name]
+    assert (made.start, made.steps) == (spans.output, spans.steps // 10)
+    assert (made.output / "tokenizer.json").read_bytes() == (spans.output / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_adapted_t5_writes_the_language(name):
+    """From the start of a sentence to its end, in the corpus's words and without sentinels."""
+    tokenizer, model = load_tokenizer(FOLDERS[name]), load_pretrained(FOLDERS[name]).eval()
+    for start in ("the gardener", "although the", "did the"):
+        ids = tokenizer(start, return_tensors="pt")
+        written = model.generate(**ids, max_new_tokens=60, do_sample=False)[0]
+        assert written[-1] == tokenizer.eos_token_id  # it ended by itself
+        text = tokenizer.decode(written, skip_special_tokens=False).removeprefix("<pad>").removesuffix("</s>").strip()
+        assert {word.strip(".,?") for word in text.split()} <= words_of_corpus()
+
+
+@functools.cache
+def words_of_corpus() -> set[str]:
+    return {word.strip(".,?") for document in corpus("validation") for word in document.split()}
 
 
 def test_shipped_backbones_load_as_anyone_loads_them(monkeypatch):
@@ -167,18 +208,17 @@ def test_gpt2_writes_the_language():
     """Greedy continuations are sentences of the corpus's words that end, and then documents that do."""
     folder = FOLDERS["gpt2"]
     tokenizer, model = load_tokenizer(folder), load_pretrained(folder).eval()
-    words = {word.strip(".,?") for document in corpus("validation") for word in document.split()}
     for start in ("the gardener", "although the", "did the"):
         ids = tokenizer(f"<|endoftext|>{start}", return_tensors="pt")
         written = model.generate(**ids, max_new_tokens=60, do_sample=False, pad_token_id=tokenizer.eos_token_id)[0]
         text = tokenizer.decode(written[1:]).split("<|endoftext|>")[0]
         assert len(written) < 61  # it ended by itself
         assert text[-1] in ".?"
-        assert {word.strip(".,?") for word in text.split()} <= words
+        assert {word.strip(".,?") for word in text.split()} <= words_of_corpus()
 
 
 def test_micro_scale_stands_in_with_them():
     scale = compose_run(["experiment=lora/table2_roberta_base_lora", "task=glue/rte"]).scale
-    for model_type, name in (("gpt2", "gpt2"), ("t5", "t5_large")):
+    for model_type, name in (("gpt2", "gpt2"), ("t5", "t5_large_lm")):
         backbone = BackboneConfig(name="published", model_type=model_type)
         assert stand_in(backbone, scale) == FOLDERS[name]
