@@ -1,5 +1,6 @@
 """Put K runs on one backbone: `attach`. What it gives back is in attached.py, how it works in hooks.py."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from peft_methods.attached import TAKEN, Attached, Method, RunModules
 from peft_methods.dropout import Dropout, DropoutStream
 from peft_methods.hooks import install
 from peft_methods.sites import Site, Sites
+
+_TASK_HEAD = re.compile(r"For(Sequence|Token)Classification|ForQuestionAnswering|ForMultipleChoice|DoubleHeads")
 
 
 def attach(
@@ -48,6 +51,8 @@ def attach(
                 torch.manual_seed(seed)
             modules = method.modules(sites)
             run = RunModules(method, modules, head() if head else None, {n: original_parameters[n] for n in in_place})
+        if getattr(run.head, "needs_pooled", False) and getattr(sites.base, sites.architecture.pooler, None) is None:
+            raise ValueError("this head needs the backbone's pooled vector: load the backbone with its pooler")
         if k_runs > 1:
             _check_pack(sites, method, list(modules), bool(in_place))
         stream = DropoutStream(seed)
@@ -65,13 +70,26 @@ def attach(
     return attached.eval()
 
 
+def attached_to(backbone: PreTrainedModel) -> Attached | None:
+    """The runs on a backbone, for whoever has lost them; None where there are none."""
+    found = next((TAKEN[module] for module in backbone.modules() if module in TAKEN), None)
+    return None if found is None else found()
+
+
 def _check_backbone(backbone: Any, heads: bool) -> None:
     if isinstance(backbone, torch._dynamo.OptimizedModule) or any(
         module._compiled_call_impl is not None for module in backbone.modules()
     ):
         raise ValueError("the backbone is compiled: hooks attached now would be ignored; attach first, compile after")
     if any(module in TAKEN for module in backbone.modules()):
-        raise ValueError("the backbone has runs attached already: detach them first")
+        raise ValueError(
+            "the backbone has runs attached already: detach them first "
+            "(peft_methods.attach.attached_to(backbone).detach(), where they are lost)"
+        )
+    if _TASK_HEAD.search(type(backbone).__name__):
+        raise ValueError(
+            f"{type(backbone).__name__} has a task head of its own: give its base model, and each run's head in heads="
+        )
     if heads and backbone.get_output_embeddings() is not None:
         raise ValueError(f"{type(backbone).__name__} has a language-modelling head of its own: give no head")
     for field in ("encoder_layerdrop", "decoder_layerdrop"):

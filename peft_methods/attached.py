@@ -7,7 +7,7 @@ architecture: methods name sites, architectures.py names modules, hooks.py puts 
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from peft_methods.dropout import DropoutStream
 from peft_methods.inputs import Batch, Stacked, stack
 from peft_methods.sites import EMBEDDINGS, Site, Sites
 
-TAKEN: "WeakSet[nn.Module]" = WeakSet()  # base models that have runs on them
+TAKEN: "WeakKeyDictionary[nn.Module, ref[Attached]]" = WeakKeyDictionary()  # base models that have runs on them
 
 
 class Method(Protocol):
@@ -119,7 +119,8 @@ class Attached(nn.Module):
     def forward(self, batches: Sequence[Batch | None]) -> list[Tensor | None]:
         """One batch per run, padded to its own width: `input_ids` (B_k, T_k), `attention_mask`, `token_type_ids` where
         the backbone has them, `decoder_input_ids` (B_k, U_k) for an encoder-decoder, `boundary` (B_k,) for infixes.
-        None skips a run that has ended.
+        None skips a run that has ended. An infix stands before the token at `boundary`: the first target token
+        is predicted by the last of the source, so that one must lie behind the infix (a separator, say).
 
         Returns per run the head's logits (B_k, num_labels); without a head the language model's logits (B_k, T_k or
         U_k, vocabulary), or the last hidden states of a backbone without one, at the tokens that were given.
@@ -158,6 +159,7 @@ class Attached(nn.Module):
         inputs = self._stack(batches, to_the_right=decoder_only)
         inputs.pop("position_ids", None)  # generate counts them itself, from the mask too
         config = self.backbone.config
+        self._check_room(inputs, settings.get("max_new_tokens"))
         if config.pad_token_id is None:
             settings = {"pad_token_id": config.eos_token_id, **settings}
         written = cast(Any, self.backbone).generate(**inputs, **settings)
@@ -168,6 +170,21 @@ class Attached(nn.Module):
             for batch, rows in zip(batches, self.stacked.rows, strict=True)
         ]
 
+    def _check_room(self, inputs: dict[str, Tensor], new: int | None) -> None:
+        """The position table bounds what is written, too."""
+        limit = self.table.architecture.position_limit
+        if limit is None or new is None:
+            return
+        counted = self.table.architecture.counts_prefix
+        prefix = max(self.prefix(k) for k in range(len(self.runs))) * counted
+        # a decoder reads its start and all it writes but the last
+        taken = prefix + inputs["input_ids"].shape[1] - 1 if self.table.architecture.decoder_only else 0
+        if taken + new > (most := limit(self.backbone.config)):
+            raise ValueError(
+                f"max_new_tokens={new} with {taken} positions before it: {self.table.model_type} has {most}; ask for "
+                "fewer, or shorten the text or the prompt"
+            )
+
     def train(self, mode: bool = True) -> "Attached":
         """Training mode; the backbone's own dropout modules stay off, the runs' streams take their place."""
         super().train(mode)
@@ -177,7 +194,12 @@ class Attached(nn.Module):
         return self
 
     def detach(self) -> PreTrainedModel:
-        """Remove every hook, restore what trained in place, and give the backbone back as it was."""
+        """Remove every hook, restore what trained in place, and give the backbone back as it was.
+
+        What was trained stays here to be read; calling, generating and merging are over.
+        """
+        if self.table.base not in TAKEN or TAKEN[self.table.base]() is not self:
+            return self.backbone
         if self.merged:
             self.unmerge()
         for handle in self.handles:
@@ -186,7 +208,7 @@ class Attached(nn.Module):
         self.places.clear()
         for module in self.backbone.modules():
             PLACES.pop(module, None)
-        TAKEN.discard(self.table.base)
+        del TAKEN[self.table.base]
         for module, attribute, value in self.switched_off:
             setattr(module, attribute, value)
         self.switched_off.clear()
@@ -205,8 +227,10 @@ class Attached(nn.Module):
         return self.backbone
 
     def merge(self) -> None:
-        """Add each low-rank update to its frozen weight: same logits, no added latency. One run only; `unmerge` undoes
-        it bit for bit (the original weights are kept, since W + D - D is not W in floating point)."""
+        """Add each low-rank update to its frozen weight: same logits without the update's matrix products (the hooks
+        themselves stay, a fixed cost a layer; `peft-bench latency` measures it). One run only; `unmerge` undoes it bit
+        for bit (the original weights are kept, since W + D - D is not W in floating point)."""
+        self._check_attached()
         if len(self.runs) != 1:
             raise ValueError(f"merge needs exactly one run on the backbone, this pack has {len(self.runs)}")
         mergeable = {n.replace("/", "."): m for n, m in self.run(0).sites.items() if hasattr(m, "delta_weight")}
@@ -237,6 +261,7 @@ class Attached(nn.Module):
 
     def each_run(self, tensors: Sequence[Tensor], function: Callable[..., Tensor]) -> Tensor:
         """function(k, *rows of run k) for every run with rows, put together again along the first axis."""
+        self.check_called()
         rows = self.stacked.rows
         active = [k for k in range(len(rows)) if rows[k].stop > rows[k].start]
         if len(active) == 1:
@@ -247,13 +272,27 @@ class Attached(nn.Module):
 
     def paddings(self) -> Tensor:
         """(B,) padding on the left of each row of the input."""
+        self.check_called()
         return self.stacked.inputs["attention_mask"].long().argmax(1)
 
     def no_paddings(self) -> Tensor:
         """(B,) zeros: a decoder's own tokens are padded on the right."""
         return torch.zeros_like(self.paddings())
 
+    def check_called(self) -> None:
+        """Raises ValueError where the backbone was called without its runs."""
+        if not self.stacked.rows:
+            raise ValueError(
+                f"this {type(self.backbone).__name__} has runs attached and was called itself: call the Attached, or "
+                "peft_methods.attach.attached_to(backbone).detach() first"
+            )
+
+    def _check_attached(self) -> None:
+        if (there := TAKEN.get(self.table.base)) is None or there() is not self:
+            raise ValueError("these runs are detached: attach their methods again and load their tensors (state.py)")
+
     def _stack(self, batches: Sequence[Batch | None], to_the_right: bool = False) -> dict[str, Tensor]:
+        self._check_attached()
         if len(batches) != len(self.runs):
             raise ValueError(f"{len(batches)} batches for {len(self.runs)} runs: give one per run, None to skip one")
         prefixes = [self.prefix(k) for k in range(len(self.runs))]

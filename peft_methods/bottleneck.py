@@ -56,6 +56,8 @@ class Bottleneck(nn.Module):
         self.activation = ACTIVATIONS[activation]
         for projection in (self.down, self.up):
             # Near zero, so that the block starts near the identity and training starts from the backbone.
+            if not 0 <= init_std < math.inf:
+                raise ValueError(f"init_std={init_std}: expected 0 or more; change method.init_std")
             if init == "truncated_normal":
                 nn.init.trunc_normal_(projection.weight, std=init_std, a=-2 * init_std, b=2 * init_std)
             elif init == "normal":

@@ -38,6 +38,11 @@ class ClassificationHead(nn.Module):
                 nn.init.normal_(linear.weight, std=config.initializer_range)
                 nn.init.zeros_(linear.bias)
 
+    @property
+    def needs_pooled(self) -> bool:
+        """Whether the backbone's own pooler takes the place of a dense layer."""
+        return self.dense is None
+
     def forward(self, hidden: Tensor, pooled: Tensor | None) -> Tensor:
         if self.dense is None or self.inner_dropout is None or self.activation is None:
             if pooled is None:

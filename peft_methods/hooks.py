@@ -62,7 +62,7 @@ def install(attached: Attached) -> None:
     if any(site.kind == "attention" for site in table.all):
         _attention_places(attached)
         attached.backbone.set_attn_implementation(ATTENTION)
-    TAKEN.add(table.base)
+    TAKEN[table.base] = ref(attached)  # the hooks hold it
 
 
 def _dropout(attached: Attached, name: str, p: float) -> Callable[..., Any]:
@@ -173,6 +173,7 @@ def _model_input(attached: Attached) -> Callable[..., Any]:
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ids, stacked = args[0] if args else kwargs.get("input_ids"), attached.stacked
+        attached.check_called()
         if kwargs.get("position_ids") is not None:
             kwargs = {**kwargs, "position_ids": _after_prefixes(attached, kwargs["position_ids"])}
         width = stacked.inputs["input_ids"].shape[1]

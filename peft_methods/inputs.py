@@ -63,8 +63,14 @@ def stack(
                 f"the batch of run {k} has {sorted(batch)}: expected input_ids and attention_mask, and "
                 f"token_type_ids and decoder_input_ids in every run's batch or in none"
             )
+        if not batch["input_ids"].numel():
+            raise ValueError(
+                f"the batch of run {k} has input_ids of shape {tuple(batch['input_ids'].shape)}: no tokens"
+            )
         own[k], result.inserted[k], result.kept[k] = _lengthened(sites, batch, owners[k], k)
         _check_length(sites, own[k]["input_ids"].shape[1] + prefixes[k] * sites.architecture.counts_prefix)
+        if "decoder_input_ids" in own[k]:
+            _check_length(sites, own[k]["decoder_input_ids"].shape[1])
     widths = {key: max(each[key].shape[1] for each in own.values()) for key in keys}
     start = 0
     for k in range(len(batches)):
@@ -95,9 +101,15 @@ def _lengthened(
         if "boundary" not in batch:
             raise ValueError(
                 f"the batch of run {k} has {sorted(batch)}: {type(owner).__name__} needs boundary, (B,) the "
-                "position of the first token after the source"
+                "position of the last token of the source, which predicts the target's first behind the infix"
             )
-        boundary = batch["boundary"]
+        first, boundary = boundary, batch["boundary"]
+        last = batch["attention_mask"].shape[1] - 1 - batch["attention_mask"].long().flip(1).argmax(1)
+        if bool(((boundary < first) | (boundary > last)).any()):
+            raise ValueError(
+                f"the batch of run {k} has boundary={boundary.tolist()}: expected a token of its row, first to last "
+                f"{list(zip(first.tolist(), last.tolist(), strict=True))}; no text would lie behind the infix"
+            )
     places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     kept = places + length * (places >= boundary[:, None])
     inserted = torch.ones(len(ids), ids.shape[1] + length, dtype=torch.bool, device=ids.device)

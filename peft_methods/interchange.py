@@ -10,6 +10,7 @@ lists it.
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -101,7 +102,7 @@ def fitted(sites: Sites, method: Method, tensors: Mapping[str, Tensor]) -> Impor
         if given != wanted:
             raise ValueError(
                 f"{name} is {given or 'missing'}, expected {wanted or 'nothing'} for {type(method).__name__} on this "
-                f"{sites.model_type}: import onto the backbone that it was trained on"
+                f"{sites.model_type}: import onto the backbone that it was trained on, with all its layers"
             )
     return Imported(method, head, dict(tensors))
 
@@ -120,7 +121,7 @@ def naming(folder: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-    except (AttributeError, IndexError, TypeError) as error:  # whatever JSON or tensors stand where others should
+    except (AttributeError, IndexError, TypeError, re.error) as error:  # whatever stands where something else should
         raise ValueError(f"{folder}: a setting or tensor is of a wrong kind ({error}): save it again") from error
 
 

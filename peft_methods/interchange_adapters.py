@@ -105,12 +105,13 @@ def export_adapters(attached: Attached, folder: Path, name: str, k: int = 0) -> 
     write_folder(folder, files)
 
 
-def read_adapters(folder: Path, backbone: PreTrainedModel) -> Imported:
+def read_adapters(folder: Path | str, backbone: PreTrainedModel) -> Imported:
     """What a folder saved by adapters holds, in our terms, checked against the backbone, which is left alone. The head
     is read where one lies beside the adapter.
 
     Raises ValueError, one sentence, where the folder is not whole, holds what we cannot express, or does not fit.
     """
+    folder = Path(folder)
     with naming(folder):
         sites = Sites(backbone)
         about = read_json(folder / CONFIG)
@@ -142,7 +143,7 @@ def read_adapters(folder: Path, backbone: PreTrainedModel) -> Imported:
         return fitted(sites, method, own | _read_head(sites, folder))
 
 
-def import_adapters(folder: Path, backbone: PreTrainedModel) -> Attached:
+def import_adapters(folder: Path | str, backbone: PreTrainedModel) -> Attached:
     """The backbone with the run of an adapters folder on it, its head included. Raises as `read_adapters` and `attach`
     do, with nothing attached."""
     return read_adapters(folder, backbone).attach(backbone)

@@ -74,11 +74,12 @@ def export_peft(attached: Attached, folder: Path, k: int = 0) -> None:
     write_folder(folder, {CONFIG: config, WEIGHTS: tensors})
 
 
-def read_peft(folder: Path, backbone: PreTrainedModel) -> Imported:
+def read_peft(folder: Path | str, backbone: PreTrainedModel) -> Imported:
     """What a folder saved by peft holds, in our terms, checked against the backbone, which is left alone.
 
     Raises ValueError, one sentence, where the folder is not whole, holds what we cannot express, or does not fit.
     """
+    folder = Path(folder)
     with naming(folder):
         sites = Sites(backbone)
         config = read_json(folder / CONFIG)
@@ -95,7 +96,7 @@ def read_peft(folder: Path, backbone: PreTrainedModel) -> Imported:
         return fitted(sites, method, own | head)
 
 
-def import_peft(folder: Path, backbone: PreTrainedModel) -> Attached:
+def import_peft(folder: Path | str, backbone: PreTrainedModel) -> Attached:
     """The backbone with the run of a peft folder on it, its head included. Raises as `read_peft` and `attach` do, with
     nothing attached."""
     return read_peft(folder, backbone).attach(backbone)

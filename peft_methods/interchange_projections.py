@@ -230,8 +230,14 @@ def _setting(config: dict[str, Any], path: str, fields: tuple[str, str]) -> floa
     pattern, common = fields
     for key, value in (config.get(pattern) or {}).items():
         if re.match(rf"(.*\.)?({key})$", path):
-            return float(value)
-    return float(config.get(common, 8))  # peft's default
+            return _number(pattern, value)
+    return _number(common, config.get(common, 8))  # peft's default
+
+
+def _number(field: str, value: object) -> float:
+    if not isinstance(value, int | float):
+        raise ValueError(f"{field} has {value!r}: expected a number")
+    return float(value)
 
 
 def _names(sites: Sites, used: list[Site]) -> list[str]:

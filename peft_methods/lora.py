@@ -5,7 +5,7 @@
 Site     projections, by default query and value of every layer (section 4.2)
 Trained  A (r x in) and B (out x r) at each target, the head
 Added    r·(in + out) per target
-Merged   W + (alpha / r) B A: no added latency
+Merged   W + (alpha / r) B A: no added latency (the paper's words; peft-bench latency measures ours)
 Shapes   B batch, T tokens, r rank
 
 Paper and code differ on A's start: the paper says Gaussian, loralib draws Kaiming uniform with a = sqrt(5), the
@@ -30,6 +30,8 @@ class LowRank(nn.Module):
         super().__init__()
         if rank < 1:
             raise ValueError(f"rank={rank}: expected at least 1; change method.rank")
+        if not math.isfinite(alpha):
+            raise ValueError(f"alpha={alpha}: expected a finite number; change method.alpha")
         self.A = nn.Parameter(torch.empty(rank, in_features))
         self.B = nn.Parameter(torch.zeros(out_features, rank))  # zero: training starts at the backbone
         self.scaling = alpha / rank

@@ -6,9 +6,10 @@
 Site     the keys and values of every attention; the infix's e (P x H) at the model's input
 Trained  without an MLP P_k and P_v; with one E and the MLP of reparameterization.py, one for all layers and positions
          (an encoder-decoder has three: encoder, decoder, cross-attention); the infix's e
-Added    prefix without MLP 2·L·P·H; with P·H + M·(H + 1) + 2·L·H·(M + 1); infix P·H more
-Stored   2·L·P·H, the infix P·H more: keys and values without their MLP
-Shapes   B batch, P length, H hidden_size, M mlp_hidden, L attentions (3 a layer pair in an encoder-decoder)
+Added    prefix without MLP 2·L·P·A; with P·H + M·(H + 1) for each MLP and 2·L·A·(M + 1); infix P·H more
+Stored   2·L·P·A, the infix P·H more: keys and values without their MLP
+Shapes   B batch, P length, H hidden_size, A heads times head size (H, but for some T5), M mlp_hidden, L attentions (3 a
+         layer pair in an encoder-decoder)
 
 Paper and code differ on: the start (paper A.3: uniform in [0, 1]; code: N(0, 1) through the MLP, as here); "0.1%",
 which counts what is stored, 7 % of GPT-2 medium train; the infix's second embedding e, which the paper leaves out.
@@ -139,6 +140,8 @@ class Prefix:
     def modules(self, sites: Sites) -> dict[Site, nn.Module]:
         if self.init not in ("random", "words"):
             raise ValueError(f"init={self.init!r}: expected random or words; change method.init")
+        if sites.architecture.counts_prefix:
+            sites.check_room(self.length)
         modules, mlps = _at_attentions(sites, self.length, self.mlp_hidden, PrefixAt)
         if self.init == "words":
             tokens = sites.tokenize(self.words)
@@ -162,6 +165,7 @@ class Infix:
     def modules(self, sites: Sites) -> dict[Site, nn.Module]:
         if not sites.architecture.decoder_only:
             raise ValueError(f"infix lies between source and target of one decoder: {sites.model_type} is not one")
+        sites.check_room(self.length)
         second = InfixRows(self.length, sites.embeddings().width)
 
         def at(length: int, width: int, mlp: Reparameterized | None, start: int) -> InfixAt:

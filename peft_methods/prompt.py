@@ -81,11 +81,7 @@ class Prompt:
         if self.init not in INITS:
             raise ValueError(f"init={self.init!r}: expected one of {', '.join(INITS)}; change method.init")
         site = sites.embeddings()
-        limit = sites.architecture.position_limit
-        if limit is not None and self.length >= (most := limit(sites.backbone.config)):
-            raise ValueError(
-                f"length={self.length} leaves no position for text: {sites.model_type} has {most}; change method.length"
-            )
+        sites.check_room(self.length)
         if self.mlp_hidden is not None:
             if self.init != "normal":
                 raise ValueError(f"init={self.init!r} with an MLP: its start is normal; change method.init")
@@ -95,6 +91,11 @@ class Prompt:
     def _start(self, sites: Sites, width: int) -> Tensor:
         """(P, H): the first rows of training."""
         if self.init == "uniform":
+            if len(self.init_range) != 2 or not self.init_range[0] <= self.init_range[1]:
+                raise ValueError(
+                    f"init_range={list(self.init_range)}: expected the lowest and the highest value; change "
+                    "method.init_range"
+                )
             low, high = self.init_range
             return torch.empty(self.length, width).uniform_(low, high)
         if self.init == "normal":

@@ -87,6 +87,8 @@ class Sites:
         return self._select("input", [f"{role}_input" for role in roles])
 
     def _check_projections(self, roles: Collection[str]) -> None:
+        if isinstance(roles, str):
+            raise ValueError(f"targets={roles!r}: expected a list of them, [{roles}]; change method.targets")
         known = {site.role for site in self.all if site.kind == "projection"}
         unknown = sorted(set(roles) - known)
         if unknown or not roles:
@@ -176,8 +178,17 @@ class Sites:
         role = stack.sublayer_inputs[sublayer.role]
         return self.by_name[f"{_prefix(stack)}layer.{sublayer.layer}.{role}"]
 
+    def check_room(self, length: int) -> None:
+        """Raises ValueError where `length` rows of a prompt or prefix leave no position for text."""
+        limit = self.architecture.position_limit
+        if limit is not None and length >= (most := limit(self.backbone.config)):
+            raise ValueError(
+                f"length={length} leaves no position for text: {self.model_type} has {most}; change method.length"
+            )
+
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text, without special tokens; a text that the vocabulary lacks is an error."""
+        """Token ids of a text, without special tokens; a text with a piece that the vocabulary lacks is an error. (One
+        with a piece for every letter or byte lacks few.)"""
         if self._tokenizer is None:
             raise ValueError(f"a start from the words {text!r} needs the tokenizer: give attach(..., tokenizer=...)")
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -101,7 +101,8 @@ def tiny_config() -> Callable[..., Any]:
             shape |= {f"{side}_ffn_dim": inner for side in ("encoder", "decoder")}
             shape |= {f"{side}_attention_heads": heads for side in ("encoder", "decoder")}
             return BartConfig(**sizes, **shape, **rates, max_position_embeddings=positions, forced_eos_token_id=None)
-        shape = {"d_model": width, "d_kv": width // heads, "d_ff": inner, "num_layers": layers, "num_heads": heads}
+        d_kv = sizes.pop("d_kv", width // heads)
+        shape = {"d_model": width, "d_kv": d_kv, "d_ff": inner, "num_layers": layers, "num_heads": heads}
         kind = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False} if architecture == "t5_gated" else {}
         return T5Config(
             **sizes, **shape, **kind, dropout_rate=dropout, decoder_start_token_id=0,

@@ -93,8 +93,8 @@ class Writer:
         )
 
     def training_batch(self, split: TokenizedSplit, rows: np.ndarray) -> dict[str, Tensor]:
-        """input_ids, attention_mask, decoder_input_ids (T5) or boundary (GPT-2, where the target starts), and labels:
-        the token to be written next at each position, IGNORED where there is none; all (B, T) or (B, U) int64."""
+        """input_ids, attention_mask, decoder_input_ids (T5) or boundary (GPT-2), and labels: the token
+        to be written next at each position, IGNORED where there is none; all (B, T) or (B, U) int64."""
         sources, targets = split.rows(rows), split.target_rows(rows)
         if not self.decoder_only:
             inputs, mask = padded(sources, self.pad)
@@ -104,15 +104,19 @@ class Writer:
         inputs, mask = padded([np.concatenate([s, t[:-1]]) for s, t in zip(sources, targets, strict=True)], self.pad)
         nothing = [np.full(len(s) - 1, IGNORED) for s in sources]
         labels, _ = padded([np.concatenate([n, t]) for n, t in zip(nothing, targets, strict=True)], IGNORED)
-        boundary = torch.tensor([len(s) - 1 for s in sources])
-        return {"input_ids": inputs, "attention_mask": mask, "boundary": boundary, "labels": labels}
+        return {"input_ids": inputs, "attention_mask": mask, "boundary": _separators(sources), "labels": labels}
 
     def question_batch(self, split: TokenizedSplit, rows: np.ndarray) -> dict[str, Tensor]:
         """The sources alone, to be answered."""
         sources = split.rows(rows)
         inputs, mask = padded(sources, self.pad)
         batch = {"input_ids": inputs, "attention_mask": mask}
-        return batch | ({"boundary": torch.tensor([len(s) - 1 for s in sources])} if self.decoder_only else {})
+        return batch | ({"boundary": _separators(sources)} if self.decoder_only else {})
+
+
+def _separators(sources: Sequence[np.ndarray]) -> Tensor:
+    """(B,) the last token of each source: an infix stands before it, so that it predicts the target having seen it."""
+    return torch.tensor([len(source) - 1 for source in sources])
 
 
 def padded(rows: Sequence[np.ndarray], value: int) -> tuple[Tensor, Tensor]:

@@ -57,8 +57,14 @@ class Shape:
     positions: int = 26
 
     @property
+    def A(self) -> int:
+        """Width of an attention's queries, keys and values: two heads. In T5 it need not be H, as in T5 1.1 small."""
+        return self.H + 2 * (self.architecture == "t5_gated")
+
+    @property
     def config(self) -> dict[str, int]:
-        return {"num_hidden_layers": self.L, "hidden_size": self.H, "intermediate_size": self.F}
+        own = {"d_kv": self.A // 2} if self.architecture == "t5_gated" else {}
+        return {"num_hidden_layers": self.L, "hidden_size": self.H, "intermediate_size": self.F, **own}
 
     @property
     def pooler(self) -> bool:
@@ -120,7 +126,7 @@ def nothing(s: Shape, size: int) -> int:
 
 def weights_of_layers(s: Shape) -> int:
     """The linear maps' weights; T5 1.1 has a third one in its feed-forward."""
-    return (s.layers + s.cross) * 4 * s.H * s.H + s.layers * (3 if s.architecture == "t5_gated" else 2) * s.H * s.F
+    return (s.layers + s.cross) * 4 * s.H * s.A + s.layers * (3 if s.architecture == "t5_gated" else 2) * s.H * s.F
 
 
 def everything(s: Shape, size: int) -> int:
@@ -142,7 +148,7 @@ def everything(s: Shape, size: int) -> int:
 
 def keys_values(s: Shape, P: int) -> int:
     """P keys and P values at every attention."""
-    return 2 * (s.layers + s.cross) * P * s.H
+    return 2 * (s.layers + s.cross) * P * s.A
 
 
 def with_mlp(s: Shape, P: int, M: int, rows: int, mlps: int = 1) -> int:
@@ -152,7 +158,7 @@ def with_mlp(s: Shape, P: int, M: int, rows: int, mlps: int = 1) -> int:
 
 def prefix_with_mlp(s: Shape, P: int) -> int:
     """M = 5; an MLP for encoder, decoder and cross-attention each."""
-    return with_mlp(s, P, 5, 2 * (s.layers + s.cross) * s.H, mlps=3 if s.both else 1)
+    return with_mlp(s, P, 5, 2 * (s.layers + s.cross) * s.A, mlps=3 if s.both else 1)
 
 
 def parallel_ffn(s: Shape, m: int) -> int:
@@ -240,20 +246,20 @@ METHODS = [
     Case(
         "lora",
         lambda r: Lora(r, 16.0, 0.1, ("query", "value"), "kaiming_uniform"),
-        trained=lora(lambda s: 4 * s.H),
-        added=lora(lambda s: 4 * s.H),
+        trained=lora(lambda s: 2 * (s.H + s.A)),
+        added=lora(lambda s: 2 * (s.H + s.A)),
     ),
     Case(
         "lora_six",
         lambda r: Lora(r, 8.0, 0.0, SIX, "normal_0.02"),
-        trained=lora(lambda s: 4 * 2 * s.H + 2 * (s.H + s.F)),
-        added=lora(lambda s: 4 * 2 * s.H + 2 * (s.H + s.F)),
+        trained=lora(lambda s: 4 * (s.H + s.A) + 2 * (s.H + s.F)),
+        added=lora(lambda s: 4 * (s.H + s.A) + 2 * (s.H + s.F)),
     ),
     Case(
         "lora_cross",
         lambda r: Lora(r, 4.0, 0.1, ("cross_query", "cross_key", "cross_value", "cross_output"), "normal_0.02"),
-        trained=lora(lambda s: 0, lambda s: 8 * s.H),
-        added=lora(lambda s: 0, lambda s: 8 * s.H),
+        trained=lora(lambda s: 0, lambda s: 4 * (s.H + s.A)),
+        added=lora(lambda s: 0, lambda s: 4 * (s.H + s.A)),
         on=ENCODER_DECODERS,
     ),
     Case(
@@ -273,8 +279,8 @@ METHODS = [
     Case(
         "ia3",
         lambda _: IA3(),
-        trained=lambda s, _: s.layers * (2 * s.H + s.F) + s.cross * 2 * s.H,
-        added=lambda s, _: s.layers * (2 * s.H + s.F) + s.cross * 2 * s.H,
+        trained=lambda s, _: s.layers * (2 * s.A + s.F) + s.cross * 2 * s.A,
+        added=lambda s, _: s.layers * (2 * s.A + s.F) + s.cross * 2 * s.A,
     ),
     Case(
         "prefix",
@@ -529,7 +535,7 @@ def test_one_token(case, architecture, tiny_backbone, tiny_batch, randomize):
     batch = tiny_batch(architecture, rows=2, width=6)
     batch["attention_mask"][1, 1:] = 0
     if "boundary" in batch:
-        batch["boundary"][1] = 1
+        batch["boundary"][1] = 0
     short = {
         key: value[1:] if key in ("boundary", "decoder_input_ids") else value[1:, :1] for key, value in batch.items()
     }

@@ -1,0 +1,125 @@
+"""What is refused around a run's life: after detaching, when it is lost, where no position or token is left."""
+
+import gc
+
+import pytest
+import torch
+from transformers import BertForSequenceClassification
+
+from peft_methods.attach import attach, attached_to
+from peft_methods.heads import ClassificationHead
+from peft_methods.lora import Lora
+from peft_methods.prefix import Infix, Prefix
+from peft_methods.prompt import Prompt
+
+LORA = Lora(2, 4.0, 0.0, ("query",), "normal_0.02")
+PREFIX = Prefix(4, None, "random", "")
+
+
+def text(rows=2, length=5):
+    ids = torch.randint(5, 60, (rows, length), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def test_detached_runs_are_refused_and_leave_the_backbone_alone(tiny_backbone):
+    backbone = tiny_backbone("gpt2")
+    before = {name: p.clone() for name, p in backbone.named_parameters()}
+    attached = attach(backbone, [LORA])
+    with torch.no_grad():
+        attached.run(0).trained()["sites.layer.0.query.B"].normal_()
+    assert attached.detach() is backbone
+    assert attached.detach() is backbone  # twice is once
+    new = attach(backbone, [LORA])
+    for call in (lambda: attached([text()]), lambda: attached.generate([text()], max_new_tokens=1), attached.merge):
+        with pytest.raises(ValueError, match="these runs are detached"):
+            call()
+    attached.detach()  # does not end the new one
+    new([text()])
+    new.detach()
+    assert all(torch.equal(p, before[name]) for name, p in backbone.named_parameters())
+
+
+def test_lost_runs_can_be_detached(tiny_backbone):
+    backbone = tiny_backbone("gpt2")
+    attach(backbone, [LORA])
+    gc.collect()
+    with pytest.raises(ValueError, match="attached_to"):
+        attach(backbone, [LORA])
+    with pytest.raises(ValueError, match="was called itself: call the Attached"):
+        backbone(**text())
+    lost = attached_to(backbone)
+    assert lost is not None
+    lost.detach()
+    assert attached_to(backbone) is None
+    backbone(**text())
+
+
+@pytest.mark.parametrize("method", [PREFIX, Prompt(4, None, "normal", (0, 1), 5, ()), Infix(4, None)])
+def test_prompts_that_leave_no_position_are_refused(tiny_backbone, method):
+    backbone = tiny_backbone("gpt2", max_position_embeddings=4)
+    with pytest.raises(ValueError, match="length=4 leaves no position for text: gpt2 has 4"):
+        attach(backbone, [method])
+    assert attached_to(backbone) is None
+
+
+def test_what_is_written_counts_positions_too(tiny_backbone):
+    gpt2, bart = (tiny_backbone(name, max_position_embeddings=12) for name in ("gpt2", "bart"))
+    attached = attach(gpt2, [PREFIX])
+    (written,) = attached.generate([text(1, 5)], max_new_tokens=4, min_new_tokens=4)  # 4 + 5 + 4 - 1 positions
+    assert written is not None
+    assert written.shape[1] == 4
+    with pytest.raises(ValueError, match="max_new_tokens=5 with 8 positions before it: gpt2 has 12"):
+        attached.generate([text(1, 5)], max_new_tokens=5)
+    attached = attach(bart, [LORA])
+    attached.generate([text(1, 5)], max_new_tokens=12, min_new_tokens=12)
+    with pytest.raises(ValueError, match="max_new_tokens=13"):
+        attached.generate([text(1, 5)], max_new_tokens=13)
+    with pytest.raises(ValueError, match="13 positions, prompt or prefix included: bart has 12"):
+        attached([text(1, 5) | {"decoder_input_ids": torch.ones(1, 13, dtype=torch.long)}])
+
+
+@pytest.mark.parametrize("boundary", [[0, 5], [5, 5], [-1, 0]])
+def test_an_infix_needs_a_token_behind_it(tiny_backbone, boundary):
+    attached = attach(tiny_backbone("gpt2"), [Infix(2, None)])
+    with pytest.raises(ValueError, match=r"expected a token of its row, first to last \[\(0, 4\), \(0, 4\)\]"):
+        attached([text() | {"boundary": torch.tensor(boundary)}])
+    attached([text() | {"boundary": torch.tensor([0, 4])}])
+
+
+def test_the_token_behind_an_infix_predicts_the_target_having_seen_it(tiny_backbone):
+    """With the boundary of the text-to-text tasks every target token's logits, the first included, have a gradient."""
+    attached = attach(tiny_backbone("gpt2"), [Infix(2, None)])
+    logits = attached([text(1, 6) | {"boundary": torch.tensor([3])}])[0]  # four tokens of source, two of target
+    logits[0, 3].sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in attached.run(0).trained().items() if "0" in n)
+
+
+def test_an_empty_batch_is_refused(tiny_backbone):
+    with pytest.raises(ValueError, match="no tokens"):
+        attach(tiny_backbone("gpt2"), [LORA])([text(2, 0)])
+
+
+def test_task_heads_and_missing_poolers_are_refused(tiny_config, tiny_backbone):
+    config = tiny_config("bert")
+    with pytest.raises(ValueError, match="BertForSequenceClassification has a task head of its own"):
+        attach(BertForSequenceClassification(config), [LORA])
+    from transformers import BertModel
+
+    backbone = BertModel(config, add_pooling_layer=False)
+    with pytest.raises(ValueError, match="load the backbone with its pooler"):
+        attach(backbone, [LORA], [lambda: ClassificationHead(config, 2)])
+    assert attached_to(backbone) is None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Prompt(3, None, "uniform", (0, 1, 2), 5, ()), r"init_range=\[0, 1, 2\]: expected the lowest"),
+        (lambda: Prompt(3, None, "uniform", (1, 0), 5, ()), r"init_range=\[1, 0\]: expected the lowest"),
+        (lambda: Lora(2, float("nan"), 0.0, ("query",), "normal_0.02"), "alpha=nan: expected a finite number"),
+        (lambda: Lora(2, 1.0, 0.0, "query", "normal_0.02"), r"targets='query': expected a list of them, \[query\]"),
+    ],
+)
+def test_settings_that_make_no_sense(tiny_backbone, make, message):
+    with pytest.raises(ValueError, match=message):
+        attach(tiny_backbone("gpt2"), [make()])
