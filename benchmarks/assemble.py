@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.config import RunConfig
 from benchmarks.evaluation import has_illegal, is_constant, scores
 from benchmarks.record import SCHEMA, Record
+from benchmarks.record_schema import tolerance_for
 from benchmarks.tasks.data import TaskData
 
 PARAMS = ("method", "head", "added", "stored", "backbone", "layers")  # of ParameterCounts
@@ -29,6 +30,7 @@ class RunOutput:
     params: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARAMS, 0))
     unmoved: list[str] = field(default_factory=list)
     cost: dict[str, Any] = field(default_factory=dict)
+    trained_sha256: str | None = None
 
 
 def assemble(
@@ -67,8 +69,10 @@ def assemble(
         "scores": entries,
         "history": output.history,
         "params": output.params,
+        "trained_sha256": output.trained_sha256,
         "flags": flags,
         "numerics": numerics,
+        "tolerance": tolerance_for(numerics["dtype"]),
         "cost": _COST | output.cost,
     }
     return cast(Record, record)
@@ -92,7 +96,7 @@ def prediction_columns(cfg: RunConfig, output: RunOutput, data: TaskData) -> Map
 
 
 def _common(cfg: RunConfig, identity: dict[str, Any], run_id: str, departures: dict[str, list[Any]]) -> dict[str, Any]:
-    places = ("data_dir", "backbone_dir", "results_dir", "force")
+    places = ("data_dir", "backbone_dir", "results_dir", "checkpoint_seconds", "force")
     commit, dirty = _git()
     return {
         "schema": SCHEMA,

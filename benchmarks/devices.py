@@ -1,8 +1,10 @@
 """The device a run uses, and what two runs must share to be bit-identical (the numerics class)."""
 
+import gc
 import platform
 import resource
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,19 +42,41 @@ def make_accelerator(device: str, precision: str, pack: int) -> Accelerator:
     )
 
 
-def numerics(accelerator: Accelerator, weights: str, precision: str, pack: int) -> dict[str, Any]:
-    """Device, dtype, threads, pack and library versions, as the record keeps them; `weights`: the backbone's dtype."""
+def numerics(
+    accelerator: Accelerator, weights: str, precision: str, members: Sequence[str], micro_batch_size: int | None
+) -> dict[str, Any]:
+    """Device, dtype, threads, pack and library versions, as the record keeps them.
+
+    weights: the backbone's dtype. members: the run ids of the pack. micro_batch_size: halved after running out of
+    memory, or None.
+    """
     device = accelerator.device
     autocast = "bfloat16 autocast" + ("" if weights == "float32" else f" over {weights}")
     return {
         "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "dtype": weights if precision == "fp32" else autocast,
         "threads": torch.get_num_threads(),
-        "pack": pack,
+        "pack": len(members),
+        "members": list(members),
+        "micro_batch_size": micro_batch_size,
         "processes": accelerator.num_processes,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _VERSIONED},
     }
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the GPU or the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def free_memory() -> None:
+    """Give back what the last attempt held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -77,7 +101,8 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's model."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

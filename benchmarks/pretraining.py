@@ -32,7 +32,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_sc
 from transformers.activations import NewGELUActivation
 
 from benchmarks.micro.builders import BUILDERS, DROPOUT, Sizes
-from benchmarks.micro.folder import LOSS_TOLERANCE, compare, load_pretrained, load_tokenizer, replace_folder, sha256
+from benchmarks.micro.folder import LOSS_TOLERANCE, compare, load_pretrained, load_tokenizer, replace_folder
 from benchmarks.micro.language import LANGUAGE_VERSION
 from benchmarks.micro.masking import PairStream
 from benchmarks.micro.objectives import (
@@ -45,6 +45,7 @@ from benchmarks.micro.objectives import (
     validation_loss,
 )
 from benchmarks.micro.span_corruption import SpanStream
+from peft_methods.state import file_sha256
 
 BACKBONES = Path(__file__).parent / "micro" / "backbones"
 
@@ -181,7 +182,7 @@ def _pretrain(cfg: PretrainConfig) -> PretrainReport:
             seconds=round(seconds, 1),
             seed=cfg.seed,
             language_version=LANGUAGE_VERSION,
-            weights_sha256=sha256(scratch / "model.safetensors"),
+            weights_sha256=file_sha256(scratch / "model.safetensors"),
             versions={
                 "python": platform.python_version(),
                 "torch": torch.__version__,

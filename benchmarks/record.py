@@ -1,7 +1,7 @@
 """One JSON file per run: how it is written, read and listed (record_schema.py: what is in it). No torch, no pandas.
 
     results/records/<experiment>/<run_id>.json                 a finished run
-    results/records/<experiment>/<run_id>.failed.json          a run that failed: its cause, no scores
+    results/records/<experiment>/<run_id>.<kind>.failed.json   a run that failed: kind and message of its cause
     results/records/<experiment>/<run_id>.predictions.json.gz  the finished run's predictions, example by example
 
 A record is written once, whole, and never edited: whoever sees the file sees all of it. A run is done when its record
@@ -24,7 +24,8 @@ from typing import Any, cast
 import orjson
 
 from benchmarks.record_schema import SCHEMA as SCHEMA
-from benchmarks.record_schema import Record, RecordError, check
+from benchmarks.record_schema import NewerRecordError as NewerRecordError
+from benchmarks.record_schema import Record, RecordError, check, migrate
 
 RECORDS = "records"  # the folder under results/ that holds them
 FAILED, UNREADABLE, PREDICTIONS = ".failed.json", ".unreadable", ".predictions.json.gz"
@@ -50,13 +51,14 @@ class States:
     """The run ids of one experiment by state, read from file names. A run that failed and later finished is done."""
 
     done: set[str] = field(default_factory=set)
-    failed: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)  # run id -> kind of its cause
     unreadable: set[str] = field(default_factory=set)  # set aside, to be run again
 
 
-def record_path(results_dir: Path | str, experiment: str, run_id: str, status: str = "done") -> Path:
-    """Where the record of a run lies (its predictions: `predictions_path`)."""
-    return Path(results_dir) / RECORDS / experiment / f"{run_id}{FAILED if status == 'failed' else '.json'}"
+def record_path(results_dir: Path | str, experiment: str, run_id: str, failed: str | None = None) -> Path:
+    """Where the record of a run lies; failed: the kind of its cause. (Its predictions: `predictions_path`.)"""
+    name = f"{run_id}.json" if failed is None else f"{run_id}.{failed}{FAILED}"
+    return Path(results_dir) / RECORDS / experiment / name
 
 
 def predictions_path(results_dir: Path | str, experiment: str, run_id: str) -> Path:
@@ -74,9 +76,8 @@ def write_record(results_dir: Path | str, record: Record, predictions: Mapping[s
     record = _plain(record)
     check(record)
     results_dir, experiment, run_id = Path(results_dir), record["experiment"], record["run_id"]
-    path = record_path(results_dir, experiment, run_id, record["status"])
-    failed = record_path(results_dir, experiment, run_id, "failed")
-    if path == failed and record_path(results_dir, experiment, run_id).exists():
+    path = record_path(results_dir, experiment, run_id, record["cause"]["kind"] if record["cause"] else None)
+    if record["status"] == "failed" and record_path(results_dir, experiment, run_id).exists():
         raise RecordError(f"run {run_id} of {experiment} is already done; its failed repetition is not recorded")
     contents = {path: json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"}
     if predictions is not None:
@@ -85,8 +86,9 @@ def write_record(results_dir: Path | str, record: Record, predictions: Mapping[s
         contents = {predictions_path(results_dir, experiment, run_id): packed} | contents
     try:
         write_files(contents)
-        if path != failed:
-            failed.unlink(missing_ok=True)
+        for earlier in path.parent.glob(f"{run_id}.*{FAILED}"):
+            if earlier != path:
+                earlier.unlink(missing_ok=True)
     except OSError as error:
         raise RecordWriteError(
             f"cannot write the record of run {run_id} to {path}: {error.strerror or error}; nothing of it was left "
@@ -156,9 +158,11 @@ def read_record(path: Path | str) -> Record:
         raise RecordError(f"cannot be opened ({error.strerror})") from error
     except ValueError as error:  # JSON and UTF-8 errors are both ValueErrors
         raise RecordError(f"is not whole JSON ({error})") from error
+    record = migrate(record)
     check(record)
-    place = f"{record['experiment']}/{record['run_id']}{FAILED if record['status'] == 'failed' else '.json'}"
-    if not path.as_posix().endswith(f"/{place}"):
+    cause = record["cause"]
+    place = record_path("", record["experiment"], record["run_id"], cause["kind"] if cause else None).as_posix()
+    if not path.as_posix().endswith(place.removeprefix(RECORDS)):
         raise RecordError(f"says that it is {place}: it was moved or copied")
     return cast(Record, record)
 
@@ -166,10 +170,9 @@ def read_record(path: Path | str) -> Record:
 def iter_records(results_dir: Path | str) -> Iterator[Record | Problem]:
     """Read the records under `results_dir` one by one, in the order of their names; a Problem for an unreadable one."""
     for experiment, states in list_states(results_dir).items():
-        found = dict.fromkeys(states.done, "done") | dict.fromkeys(states.failed, "failed")
-        folder = Path(results_dir) / RECORDS / experiment
-        for run_id, status in sorted(found.items()):
-            path = folder / f"{run_id}{FAILED if status == 'failed' else '.json'}"
+        found: dict[str, str | None] = dict.fromkeys(states.done) | states.failed
+        for run_id, kind in sorted(found.items()):
+            path = record_path(results_dir, experiment, run_id, kind)
             try:
                 yield read_record(path)
             except RecordError as error:
@@ -197,11 +200,11 @@ def list_states(results_dir: Path | str) -> dict[str, States]:
         if name.endswith(UNREADABLE):
             found.unreadable.add(run_id)
         elif name.endswith(FAILED):
-            found.failed.add(run_id)
+            found.failed[run_id] = name.removeprefix(f"{run_id}.").removesuffix(FAILED)
         else:
             found.done.add(run_id)
     for found in states.values():
-        found.failed -= found.done
+        found.failed = {run_id: kind for run_id, kind in found.failed.items() if run_id not in found.done}
     return states
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypedDict
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Cause(TypedDict):
@@ -79,8 +79,30 @@ class Numerics(TypedDict):
     dtype: str
     threads: int
     pack: int  # runs trained together on the one backbone
+    members: list[str] | None  # their run_ids, in order
+    micro_batch_size: int | None  # halved after running out of memory; None: as configured
     processes: int  # data-parallel
     versions: dict[str, str]
+
+
+class Tolerance(TypedDict):
+    """How far a repetition in another numerics class may lie, at any evaluation and at the end."""
+
+    train_loss: float
+    score: float
+
+
+# float32 measured between one and two threads and between packs of one and of four, the others chosen: docs/runs.md.
+TOLERANCES: dict[str, Tolerance] = {
+    "float64": {"train_loss": 1e-3, "score": 0.01},
+    "float32": {"train_loss": 0.1, "score": 0.05},
+    "bfloat16": {"train_loss": 0.2, "score": 0.1},
+}
+
+
+def tolerance_for(dtype: str) -> Tolerance:
+    """The tolerance of a run whose forward pass takes numbers of this type (numerics.dtype)."""
+    return TOLERANCES[next((name for name in TOLERANCES if dtype.startswith(name)), "bfloat16")]
 
 
 class Cost(TypedDict):
@@ -123,8 +145,10 @@ class Record(TypedDict):
     scores: list[Score]
     history: list[HistoryPoint]
     params: Params
+    trained_sha256: str | None  # of the file of trained tensors
     flags: list[str]
     numerics: Numerics
+    tolerance: Tolerance
     cost: Cost
     provenance: Provenance
 
@@ -138,13 +162,35 @@ class RecordError(ValueError):
     """A record that cannot be read or must not be written; the message says why."""
 
 
+class NewerRecordError(RecordError):
+    """A record written by a later version of the suite: sound, but not for this one to read or replace."""
+
+
+def migrate(record: Any) -> Any:
+    """A record of an older schema as one of this version; anything else as it is.
+
+    1 -> 2: the runs of the pack, the micro-batch after a retry and the hash of the trained tensors were not kept; the
+    tolerance is that of today.
+    """
+    if not isinstance(record, dict) or record.get("schema") != 1:
+        return record
+    record |= {"schema": 2, "trained_sha256": None}
+    if isinstance(record.get("numerics"), dict):
+        alone = record["numerics"].get("pack") == 1
+        record["numerics"] |= {"members": [record.get("run_id")] if alone else None, "micro_batch_size": None}
+        record["tolerance"] = tolerance_for(str(record["numerics"].get("dtype")))
+    return record
+
+
 def check(record: object) -> None:
     """Raise RecordError with one sentence if `record` does not follow the schema of this version."""
     if not isinstance(record, dict):
         raise RecordError(f"a record is a JSON object, this is a {type(record).__name__}")
-    if record.get("schema") != SCHEMA:
-        raise RecordError(
-            f"schema {record.get('schema')!r} is unknown, this version reads schema {SCHEMA}; "
+    schema = record.get("schema")
+    if schema != SCHEMA:
+        newer = isinstance(schema, int) and schema > SCHEMA
+        raise (NewerRecordError if newer else RecordError)(
+            f"schema {schema!r} is unknown, this version reads schema {SCHEMA} and older; "
             "read it with the version of peft-bench that wrote it"
         )
     done = record.get("status") == "done"

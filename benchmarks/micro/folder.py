@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from transformers import (
 
 from benchmarks.backbone import untie_output_layer
 from benchmarks.micro.objectives import validation_loss
+from peft_methods.state import file_sha256
 
 # A remade backbone's validation loss may differ by this much (nats per predicted token) from the shipped one's: other
 # processors and library versions round differently, and thousands of steps amplify it. Two seeds here differ by less.
@@ -49,7 +49,7 @@ def compare(shipped: Path, remade: Path) -> Comparison:
         objective = json.loads((folder / "pretraining.json").read_text())["config"]["objective"]
         losses.append(validation_loss(load_pretrained(folder), load_tokenizer(folder), objective))
     same_tokenizer = (shipped / "tokenizer.json").read_bytes() == (remade / "tokenizer.json").read_bytes()
-    bits = [sha256(folder / "model.safetensors") for folder in (shipped, remade)]
+    bits = [file_sha256(folder / "model.safetensors") for folder in (shipped, remade)]
     return Comparison(losses[0], losses[1], same_tokenizer, bits[0] == bits[1])
 
 
@@ -70,11 +70,6 @@ def load_pretrained(folder: Path) -> PreTrainedModel:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """As anyone loads it."""
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def sha256(path: Path) -> str:
-    """Of the file's bytes, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def replace_folder(new: Path, target: Path) -> None:

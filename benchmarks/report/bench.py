@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import SCHEMA, Record, check, record_path
+from benchmarks.record_schema import tolerance_for
 
 _TASKS: dict[str, list[str]] = {
     "cola": ["matthews_correlation"],
@@ -117,6 +118,7 @@ def made_record(
         ],
         "history": history,
         "params": {"method": 8448, "head": 130, "added": 8192, "stored": 8578, "backbone": 250000, "layers": 100000},
+        "trained_sha256": None,
         "flags": list(flags),
         "numerics": {
             "device": "cpu",
@@ -124,9 +126,12 @@ def made_record(
             "dtype": "float32",
             "threads": 1,
             "pack": 1,
+            "members": None,
+            "micro_batch_size": None,
             "processes": 1,
             "versions": {"torch": "2.13.0", "transformers": "5.23.0", "numpy": "2.4.6", "python": "3.11.2"},
         },
+        "tolerance": tolerance_for("float32"),
         "cost": {
             "train_seconds": 3.1,
             "eval_seconds": 0.5,
@@ -141,7 +146,7 @@ def made_record(
     return record  # type: ignore[return-value]
 
 
-def _fill(results: Path, number: int) -> int:
+def fill(results: Path, number: int) -> int:
     """Write `number` records over the experiments of the micro tables; return their size in bytes."""
     from benchmarks.report.micro import MICRO_TABLES
 
@@ -174,7 +179,7 @@ def main(number: int) -> None:
     imported = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder)
-        size = _fill(results, number)
+        size = fill(results, number)
         marks = [_now()]
         list_states(results)
         marks.append(_now())

@@ -20,11 +20,12 @@ from benchmarks.compose import compose_run
 from benchmarks.config import BackboneConfig
 from benchmarks.micro.builders import Sizes, build_t5
 from benchmarks.micro.corpus import corpus
-from benchmarks.micro.folder import load_pretrained, load_tokenizer, sha256
+from benchmarks.micro.folder import load_pretrained, load_tokenizer
 from benchmarks.micro.language import LANGUAGE_VERSION
 from benchmarks.micro.objectives import unigram_loss, validation_loss
 from benchmarks.micro.tasks import TASKS, load_micro
 from benchmarks.pretraining import SHIPPED
+from peft_methods.state import file_sha256
 
 CORRUPTED = ["t5_small", "t5_base", "t5_large"]
 ADAPTED = [f"{name}_lm" for name in CORRUPTED]
@@ -50,7 +51,7 @@ def test_shipped_folder_is_what_its_report_says(name):
     folder = FOLDERS[name]
     assert all(file.stat().st_size <= 2_000_000 for file in folder.iterdir())
     record = json.loads((folder / "pretraining.json").read_text())
-    assert record["report"]["weights_sha256"] == sha256(folder / "model.safetensors")
+    assert record["report"]["weights_sha256"] == file_sha256(folder / "model.safetensors")
     assert record["report"]["language_version"] == LANGUAGE_VERSION
     made = SHIPPED[name]
     settings = {"objective": made.objective, "steps": made.steps, "batch_size": made.batch_size}

@@ -88,13 +88,13 @@ def test_a_folder_that_cannot_be_made_is_one_clear_sentence(tmp_path: Path) -> N
 def test_a_finished_run_replaces_its_failure_and_never_the_reverse(tmp_path: Path) -> None:
     failed = made_record(EXPERIMENT, "rte", 0, None, failed="diverged")
     path = write_record(tmp_path, failed)
-    assert path.name.endswith(".failed.json")
-    assert list_states(tmp_path)[EXPERIMENT].failed == {failed["run_id"]}
+    assert path.name.endswith(".diverged.failed.json")
+    assert list_states(tmp_path)[EXPERIMENT].failed == {failed["run_id"]: "diverged"}
     done = made_record(EXPERIMENT, "rte", 0, 0.7)
     assert done["run_id"] == failed["run_id"]
     write_record(tmp_path, done)
     states = list_states(tmp_path)[EXPERIMENT]
-    assert (states.done, states.failed) == ({done["run_id"]}, set())
+    assert (states.done, states.failed) == ({done["run_id"]}, {})
     with pytest.raises(RecordError, match="already done"):
         write_record(tmp_path, failed)
     assert [record["status"] for record in read_records(tmp_path)[0]] == ["done"]
@@ -109,7 +109,7 @@ def changed(**keys: Any) -> Callable[[str], str]:
     [
         (lambda text: text[: len(text) // 2], "not whole JSON"),
         (lambda text: "", "not whole JSON"),
-        (lambda text: text.replace('"schema": 1', '"schema": 99'), "schema 99 is unknown, this version reads schema 1"),
+        (lambda text: text.replace('"schema": 2', '"schema": 99'), "schema 99 is unknown, this version reads schema 2"),
         (lambda text: "[]", "a record is a JSON object"),
         (lambda text: text.replace('"scores":', '"score":'), "lacks scores"),
         (lambda text: text.replace('"status": "done"', '"status": "running"'), "status 'running'"),
@@ -151,18 +151,25 @@ def test_setting_aside_keeps_every_file(tmp_path: Path) -> None:
         set_aside(path)
     assert sorted(file.read_text() for file in path.parent.iterdir()) == ["first", "second"]
     states = list_states(tmp_path)[EXPERIMENT]
-    assert (states.done, states.failed, states.unreadable) == (set(), set(), {"0123456789abcdef"})
+    assert (states.done, states.failed, states.unreadable) == (set(), {}, {"0123456789abcdef"})
     assert read_records(tmp_path) == ([], [])
 
 
 def test_states_come_from_names_and_ignore_temporaries_and_predictions(tmp_path: Path) -> None:
     folder = tmp_path / "records" / EXPERIMENT
     folder.mkdir(parents=True)
-    for name in ("a.json", "b.failed.json", "a.failed.json", ".c.json.12.tmp", "a.predictions.json.gz", "notes.txt"):
+    for name in (
+        "a.json",
+        "b.error.failed.json",
+        "a.error.failed.json",
+        ".c.json.12.tmp",
+        "a.predictions.json.gz",
+        "notes.txt",
+    ):
         (folder / name).write_text("not JSON")
     states = list_states(tmp_path)
     assert list(states) == [EXPERIMENT]
-    assert (states[EXPERIMENT].done, states[EXPERIMENT].failed) == ({"a"}, {"b"})
+    assert (states[EXPERIMENT].done, states[EXPERIMENT].failed) == ({"a"}, {"b": "error"})
     assert list_states(tmp_path / "nowhere") == {}
 
 
@@ -171,7 +178,7 @@ def test_states_come_from_names_and_ignore_temporaries_and_predictions(tmp_path:
     [
         ({"cause": {"kind": "diverged", "message": ""}}, "expected 'done' without"),
         ({"scores": []}, "without scores"),
-        ({"schema": 2}, "schema 2"),
+        ({"schema": 3}, "schema 3"),
         ({"config": {"method": object()}}, "no place in a record"),
     ],
 )
