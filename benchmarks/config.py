@@ -157,6 +157,7 @@ class RunConfig:
     experiment: the printed row. settings: paper or script, where they disagree. recipe: where the published
     hyperparameters of this row and task come from; null at scale=paper is an error. data_dir, backbone_dir: local
     folders in hub layout instead of the hub. device: auto, cpu or cuda. threads: null keeps torch's choice.
+    checkpoint_seconds: how often the state of a run is written, from which it resumes.
     """
 
     backbone: BackboneConfig = MISSING
@@ -175,6 +176,7 @@ class RunConfig:
     results_dir: str = "results"
     device: str = "auto"
     threads: int | None = None
+    checkpoint_seconds: float = 300.0
     force: bool = False
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import re
 import shlex
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def parent_configs(cfg: RunConfig) -> list[RunConfig]:
         f"settings={cfg.settings}",
         f"scale={cfg.scale.name}",
     ]
-    first = compose_job([*choices, f"seed={seeds[0]}", *init.overrides])
+    first = _composed(*choices, *init.overrides)
     if first.init_from is not None:
         raise ValueError(f"init_from: the parent {init.experiment} on {init.task} starts from a parent itself")
     for name in ("_target_", "rank", "targets", "bottleneck_dim"):  # what gives the tensors their shapes
@@ -37,9 +38,15 @@ def parent_configs(cfg: RunConfig) -> list[RunConfig]:
                 f"init_from: this run has method.{name}={cfg.method.get(name)}, its parent {first.method.get(name)}; "
                 f"give the parent the same: 'init_from.overrides=[\"method.{name}={cfg.method.get(name)}\"]'"
             )
-    places = {name: getattr(cfg, name) for name in ("data_dir", "backbone_dir", "results_dir", "device", "threads")}
+    kept = ("data_dir", "backbone_dir", "results_dir", "device", "threads", "checkpoint_seconds")
+    places = {name: getattr(cfg, name) for name in kept}
     first = dataclasses.replace(first, tracking=cfg.tracking, **places)
     return [dataclasses.replace(copy.deepcopy(first), seed=seed) for seed in seeds]
+
+
+@functools.lru_cache(maxsize=64)  # once for all seeds
+def _composed(*words: str) -> RunConfig:
+    return compose_job(list(words))
 
 
 def command(cfg: RunConfig, init: InitFromConfig) -> str:

@@ -46,6 +46,11 @@ class Checkpointing:
             save_checkpoint(runs, self.run_ids, self.path)
             self.last = self.clock()
 
+    def trained(self, runs: Sequence[Run]) -> None:
+        """After the last step of a long run: what comes now, scoring every split, may take long, too."""
+        if self.path.exists():
+            save_checkpoint(runs, self.run_ids, self.path)
+
     def remove(self) -> None:
         """The records are written: the state has done its work."""
         self.path.unlink(missing_ok=True)

@@ -17,12 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks import backbone, parents
-from benchmarks import run as run_module
+from benchmarks import backbone, making, parents
 from benchmarks.compose import compose_run
 from benchmarks.config import RunConfig, TrackingConfig
 from benchmarks.record import list_states, read_record, record_path
 from benchmarks.run import run, run_pack
+from benchmarks.training import train
 
 LORA = "experiment=lora/table2_roberta_base_lora"
 
@@ -107,8 +107,7 @@ def test_where_the_bias_of_a_regression_starts(short, start, expected, monkeypat
         seen["mean"] = jobs[0].data["train"].labels.mean()
         return train(attached, jobs, *rest, **kwargs)
 
-    train = run_module.train
-    monkeypatch.setattr(run_module, "train", looking)
+    monkeypatch.setattr(making, "train", looking)
     assert run(cfg).status == "done"
     assert 2 < seen["mean"] < 3
     assert seen["bias"] == pytest.approx(seen["mean"] if expected is None else expected)
@@ -191,7 +190,7 @@ def test_the_mnli_start_trains_its_parent_first_and_carries_the_method_over(shor
         started["tensors"] = {n: p.detach().clone() for n, p in attached.run(k).trained().items()}
 
     parents_start = parents.start_from
-    monkeypatch.setattr(run_module.parents, "start_from", spy)
+    monkeypatch.setattr(parents, "start_from", spy)
     outcome = run(cfg)
     record = record_of(cfg, outcome)
     states = list_states(cfg.results_dir)["lora/table2_roberta_base_lora"]
@@ -276,27 +275,102 @@ def test_the_named_command_survives_a_shell_and_hydra(short, folder):
 def test_bad_input_is_refused_in_one_sentence_before_training(short, overrides, message, monkeypatch):
     if torch.cuda.is_available() and "device=cuda" in overrides:
         pytest.skip("this machine has a GPU")
-    monkeypatch.setattr(run_module, "train", lambda *_, **__: pytest.fail("training started"))
+    monkeypatch.setattr(making, "train", lambda *_, **__: pytest.fail("training started"))
     with pytest.raises(ValueError, match=message):
         run(short(*overrides))
+
+
+def failing(error):
+    """In place of `train`: raises `error`."""
+
+    def train(*_, **__):
+        raise error
+
+    return train
 
 
 def test_an_exception_in_training_becomes_a_failed_record_with_its_cause(short, monkeypatch):
     cfg = short("method=lora", "task=glue/cola")
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "train", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("2 GiB")))
+        patch.setattr(making, "train", failing(KeyError("a bug")))
         outcome = run(cfg)
-    assert outcome.status == "failed"
-    record = read_record(record_path(cfg.results_dir, "custom", outcome.run_id, "failed"))
-    assert record["cause"] == {"kind": "out_of_memory", "message": "OutOfMemoryError: 2 GiB"}
+    assert (outcome.status, outcome.kind) == ("failed", "error")
+    record = read_record(record_path(cfg.results_dir, "custom", outcome.run_id, "error"))
+    assert record["cause"] == {"kind": "error", "message": "KeyError: 'a bug'"}
     assert run(cfg).status == "done"  # nothing stays attached, and the failure gives way
     assert not list_states(cfg.results_dir)["custom"].failed
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("2 GiB"), RuntimeError("can't allocate memory: 2 GiB")])
+def test_out_of_memory_halves_the_micro_batch_until_it_fits(short, monkeypatch, error):
+    """The effective batch stays, and so does the result, but for rounding (no dropout in this method and backbone)."""
+    cfg = short("method=bitfit", "task=glue/cola", "trainer.batch_size=32")
+    sizes = []
+
+    def small_only(attached, jobs, *rest):
+        sizes.append((jobs[0].cfg.trainer.micro_batch_size, jobs[0].cfg.trainer.eval_batch_size))
+        if len(sizes) < 3:
+            raise error
+        return train(attached, jobs, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(making, "train", small_only)
+        outcome = run(cfg)
+    assert sizes == [(None, 250), (16, 16), (8, 8)]
+    record = record_of(cfg, outcome)
+    assert record["numerics"]["micro_batch_size"] == 8
+    assert record["config"]["trainer"]["micro_batch_size"] is None
+    usual = dataclasses.replace(cfg, results_dir=f"{cfg.results_dir}/usual")
+    again = record_of(usual, run(usual))
+    assert again["run_id"] == record["run_id"]
+    losses = [[point["train_loss"] for point in r["history"]] for r in (record, again)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_out_of_memory_with_one_example_is_a_failed_record(short, monkeypatch):
+    cfg = short("method=lora", "task=glue/cola", "trainer.batch_size=4")
+    monkeypatch.setattr(making, "train", failing(torch.OutOfMemoryError("2 GiB")))
+    outcome = run(cfg)
+    assert (outcome.kind, outcome.message) == (
+        "out_of_memory",
+        "out_of_memory: even with one example at a time: 2 GiB",
+    )
+
+
+def test_a_bug_in_one_run_of_a_pack_fails_that_run_alone(short, monkeypatch):
+    cfgs = [short("method=bitfit", "task=glue/cola", f"seed={seed}") for seed in range(3)]
+
+    def seed_one_fails(attached, jobs, *rest):
+        if any(job.cfg.seed == 1 for job in jobs):
+            raise KeyError("a bug")
+        return train(attached, jobs, *rest)
+
+    monkeypatch.setattr(making, "train", seed_one_fails)
+    outcomes = run_pack(cfgs)
+    assert [outcome.status for outcome in outcomes] == ["done", "failed", "done"]
+    assert [record_of(cfgs[i], outcomes[i])["numerics"]["pack"] for i in (0, 2)] == [1, 1]
+
+
+def test_a_pack_killed_between_its_records_is_taken_up_whole(short):
+    """The missing record comes out as it was; trained alone it would differ in the last bits."""
+    cfgs = [short("method=lora", "task=glue/cola", f"seed={seed}") for seed in range(3)]
+    first = [record_of(cfg, outcome) for cfg, outcome in zip(cfgs, run_pack(cfgs), strict=True)]
+    assert first[0]["numerics"]["members"] == [record["run_id"] for record in first]
+    path = record_path(cfgs[2].results_dir, "custom", first[2]["run_id"])
+    path.unlink()
+    kept = record_path(cfgs[0].results_dir, "custom", first[0]["run_id"]).read_bytes()
+    outcomes = run_pack(cfgs, whole=True)
+    assert [outcome.status for outcome in outcomes] == ["found", "found", "done"]
+    again = record_of(cfgs[2], outcomes[2])
+    for name in ("scores", "history", "trained_sha256", "numerics"):
+        assert again[name] == first[2][name]
+    assert record_path(cfgs[0].results_dir, "custom", first[0]["run_id"]).read_bytes() == kept
 
 
 def test_a_diverged_run_is_a_failed_record_with_a_flag(short):
     cfg = short("method=houlsby", "task=glue/cola", "trainer.learning_rate=1e30", "trainer.max_grad_norm=1e30")
     outcome = run(cfg)
-    record = read_record(record_path(cfg.results_dir, "custom", outcome.run_id, "failed"))
+    record = read_record(record_path(cfg.results_dir, "custom", outcome.run_id, "diverged"))
     assert record["cause"] is not None
     assert record["cause"]["kind"] == "diverged"
     assert record["flags"] == ["nan_loss"]
@@ -306,7 +380,7 @@ def test_a_forced_run_that_diverges_keeps_the_record_and_the_rest_of_its_pack(sh
     good = short("method=houlsby", "task=glue/cola")
     bad = short("method=houlsby", "task=glue/cola", "trainer.learning_rate=1e30", "trainer.max_grad_norm=1e30")
     finished = run(good)
-    record = record_path(bad.results_dir, "custom", run(bad).run_id, "failed")
+    record = record_path(bad.results_dir, "custom", run(bad).run_id, "diverged")
     failure = json.loads(record.read_text())
     # as if it had once finished: a record that a failure must not replace
     done = json.loads(record_path(good.results_dir, "custom", finished.run_id).read_text())
@@ -349,15 +423,11 @@ def test_bf16_trains_and_is_recorded(short):
 
 
 def test_a_killed_sweep_leaves_no_workers(tmp_path):
-    code = (
-        "from benchmarks.workers import run_all\n"
-        f"quick = ['experiment=controls/majority', 'task=glue/sst2', 'results_dir={tmp_path}']\n"
-        f"endless = ['{LORA}', 'task=glue/sst2', 'results_dir={tmp_path}', 'trainer.max_steps=100000']\n"
-        "run_all([quick, endless], workers=1)"
-    )
-    sweep = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    words = ["method=majority,lora", "task=glue/sst2", "trainer.max_steps=100000", "trainer.epochs=10000"]
+    command = [sys.executable, "-m", "benchmarks", "sweep", *words, f"results_dir={tmp_path}", "--workers", "1"]
+    sweep = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        while not list(tmp_path.rglob("*.json")):  # the worker has done the first run
+        while not list((tmp_path / "records").rglob("*.json")):  # the worker has done the first run
             assert sweep.poll() is None
             time.sleep(0.1)
         listing = Path(f"/proc/{sweep.pid}/task/{sweep.pid}/children")
@@ -381,7 +451,7 @@ def test_an_interrupted_sweep_says_so_in_one_line(tmp_path):
     sweep = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    while not list(tmp_path.rglob("*.json")):
+    while not list((tmp_path / "records").rglob("*.json")):
         assert sweep.poll() is None
         time.sleep(0.1)
     os.killpg(sweep.pid, signal.SIGINT)  # as Ctrl-C in a terminal
