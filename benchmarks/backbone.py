@@ -28,6 +28,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     T5ForConditionalGeneration,
 )
+from transformers.initialization import no_init_weights
 
 from benchmarks.config import BackboneConfig, ScaleConfig
 
@@ -76,7 +77,7 @@ def load_backbone(
 ) -> Backbone:
     """The frozen model in eval mode on `device`, with its tokenizer. `seed` draws the weights of pretrained=false."""
     stands_in = stand_in(backbone, scale)
-    folder = stands_in or _published_folder(backbone.name, backbone.hub_id, backbone.revision, backbone_dir)
+    folder = folder_of(backbone, scale, backbone_dir)
     fields = (backbone.model_type, backbone.pooler, backbone.pretrained, backbone.dtype)
     model, tokenizer = _load(str(folder), *fields, str(device), None if backbone.pretrained else seed)
     sha256 = weights_digest(folder) if backbone.pretrained else "random"
@@ -84,6 +85,25 @@ def load_backbone(
         return Backbone(model, tokenizer, stands_in.name, backbone.name, False, sha256)
     published = backbone_dir is None or sha256 == backbone.weights_sha256
     return Backbone(model, tokenizer, backbone.name, backbone.name, published and backbone.pretrained, sha256)
+
+
+@functools.lru_cache(maxsize=8)
+def empty_backbone(folder: Path, pooler: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The shape of a checkpoint without its weights, on the meta device, and its tokenizer."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"cannot read the backbone in {folder}: {str(error).splitlines()[0]}") from error
+    with torch.device("meta"), no_init_weights():
+        return empty_model(config, pooler), tokenizer
+
+
+def folder_of(backbone: BackboneConfig, scale: ScaleConfig, backbone_dir: str | None) -> Path:
+    """Where the checkpoint lies that a run is made on."""
+    return stand_in(backbone, scale) or _published_folder(
+        backbone.name, backbone.hub_id, backbone.revision, backbone_dir
+    )
 
 
 def weights_of(backbone: BackboneConfig, scale: ScaleConfig, backbone_dir: str | None) -> str | None:
@@ -108,7 +128,14 @@ def weights_digest(folder: Path) -> str:
 
 def shipped_digest(folder: Path) -> str:
     """SHA-256 of all that a run reads of a shipped backbone: weights, configuration and tokenizer."""
-    return _digest(sorted(path for path in folder.iterdir() if path.name != "pretraining.json"))
+    files = sorted(path for path in folder.iterdir() if path.name != "pretraining.json")
+    return _digest_of(tuple((path, path.stat().st_mtime_ns) for path in files))
+
+
+@functools.lru_cache(maxsize=32)
+def _digest_of(files: tuple[tuple[Path, int], ...]) -> str:
+    """Once per process; a file that was touched is read again."""
+    return _digest([path for path, _ in files])
 
 
 def _digest(files: list[Path]) -> str:

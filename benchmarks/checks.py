@@ -1,5 +1,6 @@
 """Everything about a configuration that can be refused before data, weights or time are spent on it."""
 
+import functools
 import math
 
 from transformers import CONFIG_MAPPING, AutoConfig
@@ -85,15 +86,18 @@ def check_architecture(backbone: BackboneConfig) -> None:
             f"backbone.model_type={backbone.model_type!r}: transformers has no such model; methods attach to "
             f"{', '.join(ARCHITECTURES)}; change conf/backbone/{backbone.name}.yaml"
         )
-    known = AutoConfig.for_model(backbone.model_type).to_dict().keys() | READ_BY_THE_MODEL.get(
-        backbone.model_type, set()
-    )
+    known = _known_keys(backbone.model_type)
     if unknown := [key for key in backbone.architecture if key not in known]:
         raise ValueError(
             f"backbone.architecture.{unknown[0]}: {backbone.model_type} has no such key; expected names of its "
             f"config.json ({', '.join(sorted(key for key in known if not key.startswith('_')))}); change "
             f"conf/backbone/{backbone.name}.yaml"
         )
+
+
+@functools.cache
+def _known_keys(model_type: str) -> set[str]:
+    return AutoConfig.for_model(model_type).to_dict().keys() | READ_BY_THE_MODEL.get(model_type, set())
 
 
 def _check_trainer(trainer: TrainerConfig) -> None:

@@ -2,10 +2,8 @@
 
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 HELP = """\
@@ -16,7 +14,9 @@ usage: peft-bench VERB [arguments]      peft-bench VERB --help says more
               peft-bench run -m experiment=lora/table2_roberta_base_lora 'task=glob(glue/*)' 'seed=range(5)'
               peft-bench run scale=paper data_dir=~/data backbone_dir=~/models experiment=...
   sweep     a named sweep in local worker processes: peft-bench sweep quickstart
-  status    what is done, failed (with its cause) and flagged
+  plan      what a sweep has to do: runs by state, packs, predicted time, memory and disk
+  status    what is done, running, planned, failed (with its cause) and stale
+  verify    a recorded run again: bit by bit, or within its tolerance on another machine
   report    the papers' tables beside our runs, and the micro tables
   params    trainable-parameter counts beside the printed ones, from configurations alone
   latency   time of a forward pass, bytes stored and memory in training of the methods beside the backbone
@@ -43,8 +43,9 @@ One run is one seed of one setting on one task. OVERRIDE is Hydra's group=option
   backbone_dir=DIR     a checkpoint folder, or a folder of them: DIR/FacebookAI/roberta-base; without it: the hub
   trainer.learning_rate=5e-4 trainer.max_steps=100 method.rank=4 ...   every key: peft-bench run --cfg job
 
--m sweeps: 'task=glob(glue/*)', seed=0,1,2 or 'seed=range(5)' (quote them), method.rank=1,2,4.
-   An experiment file brings its own sweep (tasks, grid, seeds) when it is the only experiment.
+-m sweeps: 'task=glob(glue/*)', seed=0,1,2 or 'seed=range(5)' (quote them), method.rank=1,2,4. The same as
+   peft-bench sweep, whose --help says more: packs, workers, budget. An experiment file brings its own sweep
+   (tasks, grid, seeds) when it is the only experiment.
 hydra/launcher=slurm sends the runs to Slurm (extra: pip install -e .[slurm]; docs/cluster.md).
 Also: --cfg job prints the composed configuration, --info defaults the files it came from."""
 
@@ -101,7 +102,14 @@ def _run(argv: Sequence[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(_run_help())
         return 0
-    _check_slurm(argv)
+    multirun = {"-m", "--multirun"}
+    looks = {"--cfg", "-c", "--info", "-i"} & set(argv)  # Hydra prints something and ends
+    if multirun & set(argv) and not looks:
+        from benchmarks.sweep import main as sweep
+
+        return sweep([word for word in argv if word not in multirun], "run -m")
+    if "hydra/launcher=slurm" in argv and not looks:
+        raise ValueError("hydra/launcher=slurm applies to a multirun only: add -m (without it Hydra would run here)")
     import hydra
 
     from benchmarks.compose import register
@@ -111,38 +119,14 @@ def _run(argv: Sequence[str]) -> int:
     register()
     sys.argv = ["peft-bench run", *expand_globs(argv)]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # the exception itself, instead of an exit from within Hydra
+    _failures.clear()
     hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(task)()
     return int(bool(_failures))
 
 
-def _check_slurm(argv: Sequence[str]) -> None:
-    """Hydra ignores a launcher without -m, and reports a missing plug-in or a missing Slurm with a traceback."""
-    if "hydra/launcher=slurm" not in argv:
-        return
-    plugins = ("submitit", "hydra_plugins", "hydra_plugins.hydra_submitit_launcher")
-    if not all(find_spec(name) for name in plugins):
-        raise ValueError(
-            "hydra/launcher=slurm needs hydra-submitit-launcher, which is not installed: "
-            "pip install -c constraints.txt -e .[slurm]"
-        )
-    if not {"-m", "--multirun"} & set(argv):
-        raise ValueError("hydra/launcher=slurm applies to a multirun only: add -m (without it Hydra would run here)")
-    if {"--cfg", "-c", "--info", "-i"} & set(argv):
-        return
-    missing = [program for program in ("sbatch", "srun") if shutil.which(program) is None]
-    if missing:
-        raise ValueError(
-            f"hydra/launcher=slurm: {' and '.join(missing)} not found in PATH; run it on a login node of a Slurm "
-            "cluster, or leave the launcher out"
-        )
-
-
 def task(cfg: Any) -> None:
-    """Hydra's task function: one run. A failure ends a single run with its exit status; in a local multirun the
-    others go on; in a job of another launcher it is raised, so that the launcher sees it."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
+    """Hydra's task function: one run. Bad input ends it here, before Hydra prints what it was given; a run that failed
+    is remembered for the exit status."""
     from benchmarks.compose import explain, typed
     from benchmarks.run import run
 
@@ -150,25 +134,20 @@ def task(cfg: Any) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         outcome = run(typed(cfg))
-        named = f"{outcome.experiment} {outcome.task} seed {outcome.seed} at scale {cfg.scale.name}"
-        text = f"{outcome.status}: {named} [{outcome.run_id}]"
-        score = "" if outcome.score is None else f" {cfg.task.selection_metric} {outcome.score:.4f}"
-        line = f"{text}{score} {outcome.seconds:.1f} s {outcome.message}".rstrip()
-        failed = outcome.status == "failed"
     except _configuration_errors() as error:  # of a parent
-        line, failed = f"peft-bench run: {explain(error)}", True
+        print(f"peft-bench run: {explain(error)}", file=sys.stderr)
+        raise SystemExit(2) from error
     except (ValueError, OSError) as error:
-        line, failed = f"peft-bench run: {' '.join(str(error).split())}", True
-    if not failed:
-        print(line, flush=True)
-        return
-    _failures.append(line)
-    print(line, file=sys.stderr, flush=True)
-    hydra_config = HydraConfig.get()
-    if hydra_config.mode == RunMode.MULTIRUN and not hydra_config.launcher._target_.endswith("BasicLauncher"):
-        raise RuntimeError(line)
-    if hydra_config.mode == RunMode.RUN and line.startswith("peft-bench run:"):
-        raise SystemExit(2)
+        print(f"peft-bench run: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from error
+    named = f"{outcome.experiment} {outcome.task} seed {outcome.seed} at scale {cfg.scale.name}"
+    text = f"{outcome.status}: {named} [{outcome.run_id}]"
+    score = "" if outcome.score is None else f" {cfg.task.selection_metric} {outcome.score:.4f}"
+    line = f"{text}{score} {outcome.seconds:.1f} s {outcome.message}".rstrip()
+    failed = outcome.status in ("failed", "busy")
+    print(line, file=sys.stderr if failed else sys.stdout, flush=True)
+    if failed:
+        _failures.append(line)
 
 
 def _run_help() -> str:
@@ -193,10 +172,22 @@ def _sweep(argv: Sequence[str]) -> int:
     return main(argv)
 
 
-def _status(argv: Sequence[str]) -> int:
-    from benchmarks.report.main import status_main
+def _plan(argv: Sequence[str]) -> int:
+    from benchmarks.sweep import plan_main
 
-    return status_main(argv) or 0
+    return plan_main(argv)
+
+
+def _status(argv: Sequence[str]) -> int:
+    from benchmarks.status import main
+
+    return main(argv)
+
+
+def _verify(argv: Sequence[str]) -> int:
+    from benchmarks.verify import main
+
+    return main(argv)
 
 
 def _report(argv: Sequence[str]) -> int:
@@ -232,7 +223,9 @@ def _rehearse(argv: Sequence[str]) -> int:
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": _run,
     "sweep": _sweep,
+    "plan": _plan,
     "status": _status,
+    "verify": _verify,
     "report": _report,
     "params": _params,
     "latency": _latency,

@@ -26,11 +26,16 @@ from benchmarks.config import CONF_DIR, BackboneConfig, RunConfig
 
 def compose_run(overrides: Sequence[str]) -> RunConfig:
     """The RunConfig that `peft-bench run` composes from these overrides."""
+    return typed(compose_cfg(overrides))
+
+
+def compose_cfg(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
+    """The same before it is typed; with Hydra's own part if `hydra`."""
     register()
     if GlobalHydra.instance().is_initialized():
-        return typed(compose("config", list(overrides)))
+        return compose("config", list(overrides), return_hydra_config=hydra)
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return typed(compose("config", list(overrides)))
+        return compose("config", list(overrides), return_hydra_config=hydra)
 
 
 def compose_job(overrides: Sequence[str]) -> RunConfig:

@@ -26,10 +26,9 @@ def departures(config: Mapping[str, Any]) -> dict[str, list[Any]]:
     experiment, scale = config["experiment"], config["scale"]["name"]
     if experiment == "custom":
         return {}
-    task = task_choice(config["task"]["dataset"], config["task"]["name"])
-    for group, name in (("experiment", experiment), ("task", task)):
-        if name not in choices(group):
-            return {group: [name, None]}
+    task, unknown = _choice(experiment, config["task"]["dataset"], config["task"]["name"])
+    if unknown:
+        return {group: [name, None] for group, name in unknown.items()}
     expected = _own(experiment, task, config["settings"], scale)
     grid = _grid(experiment) if scale == "paper" else {}
     given = _flat(config)
@@ -38,10 +37,23 @@ def departures(config: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {key: both for key, both in changed.items() if both[0] not in grid.get(key, ())}
 
 
+@functools.lru_cache(maxsize=256)  # looking through conf/ takes as long as all the rest
+def _choice(experiment: str, dataset: str, name: str) -> tuple[str, dict[str, str]]:
+    """What follows `task=`, and the first of experiment and task that has no file."""
+    task = task_choice(dataset, name)
+    unknown = [(group, n) for group, n in (("experiment", experiment), ("task", task)) if n not in choices(group)]
+    return task, dict(unknown[:1])
+
+
 @functools.lru_cache(maxsize=64)
 def _own(experiment: str, task: str, settings: str, scale: str) -> dict[str, Any]:
     words = [f"experiment={experiment}", f"task={task}", f"settings={settings}", f"scale={scale}"]
     return _flat(dataclasses.asdict(compose_run(words)))
+
+
+def swept_keys(experiment: str) -> set[str]:
+    """What the experiment file's published sweep varies."""
+    return set() if experiment == "custom" else set(_grid(experiment))
 
 
 @functools.lru_cache(maxsize=64)
@@ -55,16 +67,15 @@ def _grid(experiment: str) -> dict[str, list[Any]]:
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-
-    def add(part: dict[str, Any], prefix: str) -> None:
-        for key, value in part.items():
-            if isinstance(value, dict):
-                add(value, f"{prefix}{key}.")
-            else:
-                flat[prefix + key] = value
-
-    add(scientific(config) | {"init_from": start(config) or {}}, "")
+    flat = flattened(scientific(config) | {"init_from": start(config) or {}})
     # Not in the identity, which has the weights themselves; but whose weights they claim to be depends on these.
     claimed = {name: config["backbone"].get(name) for name in ("hub_id", "weights_sha256", "dtype")}
     return flat | {f"backbone.{name}": value for name, value in claimed.items()}
+
+
+def flattened(part: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value."""
+    flat: dict[str, Any] = {}
+    for key, value in part.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -53,8 +53,8 @@ def attach(
             run = RunModules(method, modules, head() if head else None, {n: original_parameters[n] for n in in_place})
         if getattr(run.head, "needs_pooled", False) and getattr(sites.base, sites.architecture.pooler, None) is None:
             raise ValueError("this head needs the backbone's pooled vector: load the backbone with its pooler")
-        if k_runs > 1:
-            _check_pack(sites, method, list(modules), bool(in_place))
+        if k_runs > 1 and (reason := _why_alone(sites, method, list(modules), bool(in_place))):
+            raise ValueError(reason)
         stream = DropoutStream(seed)
         _hand_over(stream, run, modules)
         runs.append(run.to(device=device, dtype=dtype))
@@ -97,21 +97,28 @@ def _check_backbone(backbone: Any, heads: bool) -> None:
             raise ValueError(f"{field} skips whole layers at random, which no run could repeat: set it to 0")
 
 
-def _check_pack(sites: Sites, method: Method, used: list[Site], in_place: bool) -> None:
-    """Refuse what cannot share a pack, before anything is attached."""
+def why_alone(attached: Attached) -> str | None:
+    """Why the (first) attached run cannot share a pack on this backbone; None where it can."""
+    run = attached.run(0)
+    used = [attached.table.by_name[name.replace("/", ".")] for name in run.sites]
+    return _why_alone(attached.table, run.method, used, bool(run.in_place))
+
+
+def _why_alone(sites: Sites, method: Method, used: list[Site], in_place: bool) -> str | None:
     name, arch = type(method).__name__, sites.architecture
     if in_place:
-        raise ValueError(f"{name} trains the backbone in place: it cannot share a pack, attach it alone")
+        return f"{name} trains the backbone in place: it cannot share a pack, attach it alone"
     for site in used:
         if site.role in arch.no_packs:
-            raise ValueError(f"{name} at {site.name} cannot share a pack: {arch.no_packs[site.role]}; attach it alone")
+            return f"{name} at {site.name} cannot share a pack: {arch.no_packs[site.role]}; attach it alone"
     for path in arch.shared_dropouts:
         p = sites.base.get_submodule(f"{arch.stacks[0].layers}.0.{path}").p
         if p != 0.0:
-            raise ValueError(
+            return (
                 f"a {sites.model_type} with dropout takes no packs: {path} drops a tensor that all rows of a batch "
                 "share; attach one run at a time"
             )
+    return None
 
 
 def _hand_over(stream: DropoutStream, run: RunModules, modules: dict[Site, nn.Module]) -> None:

@@ -1,8 +1,8 @@
 """Run a small sweep through `hydra/launcher=slurm` and prove that Slurm ran it (make test-cluster).
 
 Started by one_node_slurm.sh, which sets SLURM_TEST_DIR: slurmctld writes one line there per job that ended.
-Four micro-scale runs go in; out must come four records, and for each of them a task of one Slurm job array, which Hydra
-noted in the run's folder and slurmctld counted as completed. Exit status 0 only then.
+Four micro-scale runs go in; out must come four records in two packs, and for each pack a task of one Slurm job array,
+which left its log and which slurmctld counted as completed. Exit status 0 only then.
 """
 
 import json
@@ -13,8 +13,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-import yaml
 
 EXPERIMENT = "lora/table2_roberta_base_lora"
 TASKS = ("sst2", "cola")  # without a parent run
@@ -38,20 +36,16 @@ def sweep(results_dir: Path, sweep_dir: Path) -> None:
         sys.exit(f"the sweep failed: {error}")
 
 
-def recorded_runs(results_dir: Path) -> set[tuple[str, int]]:
-    """(task, seed) of every finished record."""
+def recorded_runs(results_dir: Path) -> dict[tuple[str, int], list[str]]:
+    """(task, seed) of every finished record -> the run ids of its pack."""
     records = [json.loads(path.read_text()) for path in (results_dir / "records" / EXPERIMENT).glob("*.json")]
-    return {(r["task"], r["seed"]) for r in records if r["status"] == "done" and r["scores"]}
+    done = [r for r in records if r["status"] == "done" and r["scores"]]
+    return {(r["task"], r["seed"]): r["numerics"]["members"] for r in done}
 
 
-def array_tasks(sweep_dir: Path) -> dict[tuple[str, int], str]:
-    """(task, seed) of every run -> the Slurm array task that Hydra noted for it, such as 1_3."""
-    tasks = {}
-    for path in sweep_dir.glob("*/.hydra/hydra.yaml"):
-        job = yaml.safe_load(path.read_text())["hydra"]["job"]
-        overrides = dict(override.split("=", 1) for override in job["override_dirname"].split(","))
-        tasks[overrides["task"].removeprefix("glue/"), int(overrides["seed"])] = str(job["id"])
-    return tasks
+def array_tasks(sweep_dir: Path) -> set[str]:
+    """The Slurm array tasks that left a log, such as 1_3."""
+    return {path.name.split("_0_log")[0] for path in sweep_dir.rglob("*_0_log.out")}
 
 
 def completed_jobs(expected: int) -> int:
@@ -72,13 +66,20 @@ def main() -> None:
         results_dir, sweep_dir = Path(folder, "results"), Path(folder, "sweep")
         start = time.monotonic()
         sweep(results_dir, sweep_dir)
-        recorded, tasks, completed = recorded_runs(results_dir), array_tasks(sweep_dir), completed_jobs(len(wanted))
+        recorded, tasks = recorded_runs(results_dir), array_tasks(sweep_dir)
+        packs = {tuple(members) for members in recorded.values()}
+        completed = completed_jobs(len(packs))
+        again = time.monotonic()
+        sweep(results_dir, sweep_dir)  # everything is done: nothing is submitted
+        seconds_again = time.monotonic() - again
+        array_tasks_unchanged = array_tasks(sweep_dir) == tasks
     checks = {
-        f"records of {sorted(wanted)}: found {sorted(recorded)}": recorded == wanted,
-        f"one array task each: {tasks}": set(tasks) == wanted
-        and all(re.fullmatch(r"\d+_\d+", task) for task in tasks.values())
-        and len(set(tasks.values())) == len(wanted),
-        f"completed jobs by Slurm's own count: {completed}": completed == len(wanted),
+        f"records of {sorted(wanted)}: found {sorted(recorded)}": set(recorded) == wanted,
+        f"a pack a task of GLUE, of both seeds: {sorted(map(len, packs))}": sorted(map(len, packs)) == [2, 2],
+        f"one array task a pack: {sorted(tasks)}": len(tasks) == len(packs)
+        and all(re.fullmatch(r"\d+_\d+", task) for task in tasks),
+        f"completed jobs by Slurm's own count: {completed}": completed == len(packs),
+        f"the same command again submits nothing ({seconds_again:.0f} s)": array_tasks_unchanged,
     }
     for check, passed in checks.items():
         print("passed" if passed else "FAILED", check)
