@@ -16,7 +16,6 @@ from benchmarks.report.reference import DIRECTORY, TABLES, Reference, read_refer
 from benchmarks.report.render import bullets, page, write
 from benchmarks.report.rows import results_frame
 from benchmarks.report.selection import RUN
-from benchmarks.report.status import by_experiment, by_task
 
 
 def main(argv: Sequence[str]) -> int:
@@ -129,23 +128,3 @@ def _filled(cells: pd.DataFrame) -> str:
     failed = int(cells["state"].isin(["failed", "conflict"]).sum())
     text = f"{int((cells['state'] == 'done').sum())} of {len(cells)} cells"
     return f"{text}, {failed} failed or in conflict" if failed else text
-
-
-def status_main(argv: Sequence[str]) -> int:
-    """`peft-bench status`: runs done and failed, with causes and flags. 1 if some record is unreadable, else 0."""
-    parser = argparse.ArgumentParser(prog="peft-bench status", description="What has been run, what failed and why.")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder that holds records/ (results)")
-    parser.add_argument(
-        "--quick", action="store_true", help="per experiment, from file names alone; opens failed records only"
-    )
-    options = parser.parse_args(argv)
-    if not options.results.is_dir():
-        print(f"no folder {options.results}: expected the results folder; give --results DIR", file=sys.stderr)
-        return 2
-    table, failures, problems = (by_experiment if options.quick else by_task)(options.results)
-    print(table)
-    if failures:
-        print(f"\nfailed:\n{bullets(failures)}")
-    for problem in problems:
-        print(f"problem: {problem}", file=sys.stderr)
-    return 1 if problems else 0
