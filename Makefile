@@ -11,7 +11,7 @@ THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline HF_HUB_DISABLE_TELEMETRY=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint format rehearse micro-backbones bench test-cluster report clean
+.PHONY: help setup quickstart test lint format rehearse micro-backbones bench latency test-cluster test-crash report clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,14 +52,17 @@ rehearse: .venv/.installed ## Walk every experiment at scale=paper for two steps
 micro-backbones: .venv/.installed ## Pretrain the micro backbones again and compare them with the shipped ones
 	$(OFFLINE) $(BIN)/peft-bench pretrain --check
 
-bench: .venv/.installed ## Time a report over 10,000 made-up records
-	$(BIN)/python -m benchmarks.report.bench
+bench: .venv/.installed ## Time what is not training: a run's overhead, packs, workers, status, plan, report (10 minutes)
+	$(OFFLINE) $(BIN)/python -m benchmarks.bench
 
 latency: .venv/.installed ## Time a forward pass of the methods beside the backbone's (1 minute; --help: the paper's shapes)
 	$(OFFLINE) $(BIN)/peft-bench latency
 
 test-cluster: .venv/.installed ## Run a sweep on a real one-node Slurm (root; Debian: slurmctld slurmd slurm-client munge)
 	$(THREADS) $(OFFLINE) bash tests/cluster/one_node_slurm.sh $(BIN)/python tests/cluster/check_sweep.py
+
+test-crash: .venv/.installed ## Kill a sweep at 20 random moments and compare every file with an undisturbed one (15 minutes)
+	$(THREADS) $(OFFLINE) $(BIN)/python tests/crash/check_crash.py
 
 report: .venv/.installed ## Write results/tables from results/records
 	$(BIN)/peft-bench report
