@@ -35,7 +35,7 @@ quickstart: .venv/.installed ## Train every row of the micro tables for 100 step
 	@$(BIN)/peft-bench report --results outputs/quickstart --output outputs/quickstart/tables
 
 test: .venv/.installed ## Run the tests (10 minutes, 2 cores)
-	$(THREADS) $(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	$(THREADS) $(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: .venv/.installed ## Check style and types
 	$(BIN)/ruff check .

@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks import backbone
 from benchmarks.backbone import MICRO_BACKBONES, BackboneError, weights_digest, weights_of
-from benchmarks.compose import compose_run
+from benchmarks.compose import compose_run, method_choice, register
+from benchmarks.config import CONF_DIR
 from benchmarks.identity import METHOD_VERSIONS, identity, run_id
 from benchmarks.record import read_record
 
@@ -111,10 +112,9 @@ def test_data_parents_and_result_versions_count(base, monkeypatch):
 
 
 def test_every_method_file_has_a_result_version():
-    from benchmarks.config import CONF_DIR
-
+    register()
     for path in sorted((CONF_DIR / "method").glob("*.yaml")):
-        assert compose_run([f"method={path.stem}"]).method["_target_"] in METHOD_VERSIONS
+        assert method_choice(path.stem)["_target_"] in METHOD_VERSIONS
 
 
 def test_an_unknown_method_is_refused():

@@ -446,8 +446,8 @@ def test_a_killed_sweep_leaves_no_workers(tmp_path):
 
 
 def test_an_interrupted_sweep_says_so_in_one_line(tmp_path):
-    command = [sys.executable, "-m", "benchmarks", "sweep", "quickstart", f"results_dir={tmp_path}", "--workers", "1"]
-    command += ["trainer.max_steps=3"]
+    words = ["method=majority,lora", "task=glue/sst2", "trainer.max_steps=100000", "trainer.epochs=10000"]
+    command = [sys.executable, "-m", "benchmarks", "sweep", *words, f"results_dir={tmp_path}", "--workers", "1"]
     sweep = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -34,7 +34,8 @@ def state(backbone: Any) -> tuple[Any, ...]:
     )
 
 
-@pytest.mark.parametrize("architecture", ALL_ARCHITECTURES)
+# The encoders' modules are BERT's, which test_attach.py compiles; T5 1.0's are those of 1.1.
+@pytest.mark.parametrize("architecture", ["deberta_v2", "gpt2", "t5_gated", "bart"])
 def test_compiling_after_attaching_equals_eager(architecture, tiny_backbone, tiny_batch, randomize):
     """A pack, outputs and gradients; Dynamo must trace our hooks and the attention function."""
     other: Method = PARALLEL if architecture == "deberta_v2" else Prefix(3, None, "random", "")

@@ -56,7 +56,7 @@ def loss_of(logits: Tensor, labels: int) -> Tensor:
     return F.cross_entropy(logits, torch.arange(len(logits)) % labels)
 
 
-def train(attached: Attached, runs: list[Run], make_batch: Any, steps: int = 100) -> list[dict[str, Tensor]]:
+def train(attached: Attached, runs: list[Run], make_batch: Any, steps: int = 50) -> list[dict[str, Tensor]]:
     """AdamW per run, one backward for the pack; a run's batches and masks follow from its seed and step alone."""
     attached.train()
     optimizers = [
@@ -113,7 +113,7 @@ def alone(architecture, tiny_backbone, randomize, batches_of) -> list[dict[str, 
     scope="module",
 )
 def test_a_mixed_pack_equals_its_solo_runs(architecture, recompute, alone, tiny_backbone, randomize, batches_of):
-    """100 AdamW steps in float64 with dropout on: a wrong mask, slice or neighbor shows in the first few."""
+    """50 AdamW steps in float64 with dropout on: a wrong mask, slice or neighbor shows in the first few."""
     backbone = tiny_backbone(architecture, torch.float64, dropout=0.1)
     if recompute:
         backbone.gradient_checkpointing_enable({"use_reentrant": False})
@@ -121,7 +121,7 @@ def test_a_mixed_pack_equals_its_solo_runs(architecture, recompute, alone, tiny_
     start = [trained_tensors(attached, k) for k in range(len(MIXED))]
     for k, trained in enumerate(train(attached, MIXED, batches_of)):
         moved = max((value - start[k][name]).abs().max() for name, value in trained.items())
-        assert moved > 20 * MIXED[k].learning_rate, f"run {k} hardly moved: too little is compared"
+        assert moved > 10 * MIXED[k].learning_rate, f"run {k} hardly moved: too little is compared"
         assert trained.keys() == alone[k].keys()
         for name, value in trained.items():
             torch.testing.assert_close(value, alone[k][name], rtol=0, atol=1e-8, msg=f"run {k}, {name}: {{}}".format)
