@@ -120,6 +120,8 @@ def read_arguments(verb: str, argv: Sequence[str], description: str) -> tuple[Sw
         )
     multiruns = [[*multirun, *words] for multirun in load_sweep(name)] if name else [[*own_sweep(words), *words]]
     jobs = [job for multirun in multiruns for job in expand(multirun)]
+    if not jobs:
+        raise ValueError(f"{' '.join(words)}: these overrides name no run; give each sweep at least one value")
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers {options.workers}: expected at least 1")
     sweep = Sweep(

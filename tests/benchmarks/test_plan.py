@@ -327,6 +327,7 @@ class TestCommands:
             (["pack=0", "seed=0"], "pack=0: expected a number of at least 1"),
             (["budget=2", "seed=0"], "budget=2: expected a number with its unit"),
             (["nosuch"], "no sweep 'nosuch'"),
+            (["seed=range(0)"], "these overrides name no run"),
             (["seed=0", "hydra.job.name=x"], "hydra.job.name=x: of Hydra's own keys"),
             (["seed=0", "--workers", "0"], "--workers 0: expected at least 1"),
             (["seed=0", "results_dir=/dev/null/x"], "results_dir=/dev/null/x: cannot write there"),
