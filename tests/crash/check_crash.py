@@ -128,6 +128,14 @@ def differences(wanted: dict[str, str], found: dict[str, str]) -> list[str]:
     return [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
 
 
+def fields(calm: Path, killed: Path, name: str) -> str:
+    """Which parts of a record differ."""
+    if not name.endswith(".json") or not (calm / name).exists() or not (killed / name).exists():
+        return ""
+    before, now = (without(json.loads((folder / name).read_text())) for folder in (calm, killed))
+    return f" ({', '.join(key for key in before if before[key] != now.get(key))})"
+
+
 def full_disk(folder: Path, log: Path) -> str:
     """A sweep on a disk that fills up: refused in one sentence, nothing half-written, and it goes on with more room."""
     disk = folder / "disk"
@@ -192,18 +200,25 @@ def main() -> int:
         tables(folder / "calm")
         wanted = content(folder / "calm")
         print(f"undisturbed: {len(wanted)} files in {seconds:.0f} s", flush=True)
-        start = time.monotonic()
-        moments = kill_at_random(folder / "killed", options.kills, seed, folder / "killed.log", seconds)
-        tables(folder / "killed")
-        found = content(folder / "killed")
-        wrong = differences(wanted, found)
-        print(f"killed, --seed {seed}: {moments} in {time.monotonic() - start:.0f} s", flush=True)
-        print(
-            f"{'FAILED, these differ: ' + ', '.join(wrong) if wrong else 'passed: every file is the same'}", flush=True
-        )
-        if wrong and (log := folder / "killed.log").exists():
+        kills = 0
+        for turn in range(options.kills):  # a sweep that ends before it is killed leaves kills for another turn
+            if kills >= options.kills:
+                break
+            results, start = folder / f"killed{turn}", time.monotonic()
+            moments = kill_at_random(results, options.kills - kills, seed + turn, folder / "killed.log", seconds)
+            kills += moments["kills"]
+            tables(results)
+            wrong = [name + fields(folder / "calm", results, name) for name in differences(wanted, content(results))]
+            print(f"turn {turn}, --seed {seed}: {moments} in {time.monotonic() - start:.0f} s", flush=True)
+            print(
+                f"FAILED, these differ: {', '.join(wrong)}" if wrong else "passed: every file is the same", flush=True
+            )
+            failed = failed or bool(wrong)
+        if kills < options.kills:
+            print(f"FAILED: {kills} of {options.kills} kills came before a sweep had ended", flush=True)
+            failed = True
+        if failed and (log := folder / "killed.log").exists():
             shutil.copy(log, Path(tempfile.gettempdir()) / "peft-bench-crash.log")
-        failed = bool(wrong)
         for what, verdict in (("full disk", full_disk(folder, folder / "disk.log")), ("read-only", read_only(folder))):
             print(f"{what}: {verdict}", flush=True)
             failed = failed or verdict.startswith("FAILED")
