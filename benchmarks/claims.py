@@ -166,7 +166,7 @@ def claim_runs(results_dir: Path | str, members: Sequence[Key]) -> Held:
 
 
 def drop_claims(results_dir: Path | str, keys: Sequence[Key]) -> None:
-    """Remove expired claims that say nothing any more: of runs that are done."""
+    """Remove expired claims that say nothing any more: of runs that are given up."""
     with _locked(Path(results_dir)):
         for key, (_, alive) in read_claims(results_dir).items():
             if key in keys and not alive:

@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from benchmarks.claims import drop_claims
 from benchmarks.config import RunConfig
 from benchmarks.display import Display
 from benchmarks.plan import Cell, Plan, PlannedPack, make_plan
@@ -195,6 +196,8 @@ def _lost(pack: PlannedPack) -> list[Line]:
     message = f"{LIVES} worker processes died while they made this pack (killed, or out of memory)"
     for cell in pack.cells:
         record_failure(cell.cfg, "worker_lost", message)
+        if cell.key is not None:
+            drop_claims(cell.cfg.results_dir, [cell.key])
     return [Line(cell.label, "failed", f"worker_lost: {message}", None, 0.0, "worker_lost") for cell in pack.cells]
 
 
