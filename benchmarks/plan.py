@@ -115,7 +115,7 @@ def make_plan(
         or (cell.state == "failed" and (retry or cell.kind in RETRIED))
         or (cell.cfg.force and cell.state == "done")
     ]
-    packs = _packs(pending, cells, states.claims, size, workers)
+    packs = _packs(pending, states.done_parents | cells, states.claims, size, workers)
     plan = Plan(unique, packs, duplicates=len(wanted) + len(extra) - len(unique))
     if stale:
         plan.stale = find_stale(unique, states.records)
@@ -132,6 +132,7 @@ class _States:
         for folder in self.folders:
             self.claims |= read_claims(folder)
         self.parents: dict[Key, Cell] = {}  # that have to be trained
+        self.done_parents: dict[Any, Cell] = {}  # members of the packs that the others were begun in
 
     def cell(self, cfg: RunConfig) -> Cell:
         try:
@@ -159,6 +160,8 @@ class _States:
                 raise ValueError(f"init_from: no trained parent; make it with: {command}")
             if not there:
                 self.parents.setdefault(p.key, self.cell(cfg))
+        if there:
+            self.done_parents.setdefault(p.key, Cell(cfg, p.run_id, "done", parent=True))
         if child.init_from.parent == "same_seed":
             return p.run_id, 0.0
         record = record_of(p) if there else None

@@ -203,6 +203,23 @@ class TestParents:
         assert [line.status for line in lines] == ["done"] * 3
         assert [labels[0].split()[1] for labels in pool.made] == ["mnli", "rte", "mrpc"]
 
+    def test_their_pack_is_taken_up_whole_although_one_is_done(self, tmp_path):
+        words = [LORA, "task=glue/rte", "seed=0,1", 'init_from.overrides=["trainer.max_steps=2"]']
+        cfgs = cells(tmp_path, *words, "init_from.parent=same_seed")
+        keys = [cell.key for cell in make_plan(cfgs).cells if cell.parent and cell.key]
+        carry_out(cfgs)
+        held = claims.claim_runs(tmp_path, keys)
+        for path in held.paths:  # as if it had been killed between the two records
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"started": 0.0}))
+        path = record_path(tmp_path, *keys[1])
+        numerics = json.loads(path.read_bytes())["numerics"]
+        path.unlink()
+        first = make_plan(cfgs).packs[0]
+        assert ([cell.key for cell in first.cells], first.whole) == (keys, True)
+        carry_out(cfgs)
+        assert json.loads(path.read_bytes())["numerics"] == numerics
+        held._stop.set()
+
     def test_of_which_the_best_is_wanted_are_all_made_before_their_child_has_an_identity(self, tmp_path):
         words = ['init_from.overrides=["trainer.max_steps=2"]', "init_from.parent=best", "init_from.seeds=[0,1]"]
         cfgs = cells(tmp_path, LORA, "task=glue/rte", *words)

@@ -129,11 +129,19 @@ def differences(wanted: dict[str, str], found: dict[str, str]) -> list[str]:
 
 
 def fields(calm: Path, killed: Path, name: str) -> str:
-    """Which parts of a record differ."""
+    """Which parts of a record differ, and how."""
     if not name.endswith(".json") or not (calm / name).exists() or not (killed / name).exists():
         return ""
-    before, now = (without(json.loads((folder / name).read_text())) for folder in (calm, killed))
-    return f" ({', '.join(key for key in before if before[key] != now.get(key))})"
+    before, now = (leaves(without(json.loads((folder / name).read_text()))) for folder in (calm, killed))
+    changed = [key for key in before.keys() | now.keys() if before.get(key) != now.get(key)]
+    return f" ({'; '.join(f'{key}: {before.get(key)!r}, now {now.get(key)!r}' for key in sorted(changed)[:5])})"
+
+
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Dotted path -> value."""
+    if not isinstance(value, dict):
+        return {path: value}
+    return {name: leaf for key, inner in value.items() for name, leaf in leaves(inner, f"{path}.{key}").items()}
 
 
 def full_disk(folder: Path, log: Path) -> str:
