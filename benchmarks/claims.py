@@ -151,7 +151,8 @@ def claim_runs(results_dir: Path | str, members: Sequence[Key]) -> Held:
         suite_version(),
     )
     with _locked(results_dir):
-        for key, (claim, alive) in read_claims(results_dir).items():
+        there = read_claims(results_dir)
+        for key, (claim, alive) in there.items():
             if alive and claim.suite != mine.suite:
                 raise ValueError(
                     f"results_dir={results_dir}: {claim} works there with peft-bench {claim.suite}, this is "
@@ -161,8 +162,16 @@ def claim_runs(results_dir: Path | str, members: Sequence[Key]) -> Held:
                 raise Busy(f"{key[0]} [{key[1]}] is being made by {claim}")
         content = json.dumps(asdict(mine)).encode()
         for key in members:
+            _sweep_up(results_dir, key, was_begun=key in there)
             write_files({_path(results_dir, key): content})
     return Held(results_dir, mine)
+
+
+def _sweep_up(results_dir: Path, key: Key, was_begun: bool) -> None:
+    """Remove what a killed process had not finished writing for a run: hidden files with its id."""
+    for folder in (RUNNING, "records", "trained", "checkpoints") if was_begun else (RUNNING,):
+        for path in (results_dir / folder / key[0]).glob(f".{key[1]}*"):
+            path.unlink(missing_ok=True)
 
 
 def drop_claims(results_dir: Path | str, keys: Sequence[Key]) -> None:
@@ -191,15 +200,12 @@ def _locked(results_dir: Path) -> Iterator[None]:
 
 def _clock(folder: Path) -> float:
     """Now, by the clock that dates the files of this folder; our own where the folder is read-only."""
-    probe = folder / f".clock.{os.getpid()}.{threading.get_ident()}"
+    probe = folder / ".clock"
     try:
         probe.touch()
         return probe.stat().st_mtime
     except OSError:
         return time.time()
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink()
 
 
 def _place() -> str:

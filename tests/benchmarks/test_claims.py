@@ -118,3 +118,20 @@ def test_a_claim_is_plain_data(tmp_path):
     stored = json.loads(held.paths[0].read_text())
     assert stored == json.loads(json.dumps(dataclasses.asdict(held.claim)))
     held.release()
+
+
+def test_what_a_killed_process_had_half_written_is_removed(tmp_path):
+    mine, other = ("lora/x", "a" * 16), ("lora/x", "b" * 16)
+    held = claims.claim_runs(tmp_path, [mine])
+    left = []
+    for folder in ("records", "trained", "checkpoints", "running"):
+        (tmp_path / folder / "lora/x").mkdir(parents=True, exist_ok=True)
+        left += [tmp_path / folder / "lora/x" / f".{key[1]}.json.77.tmp" for key in (mine, other)]
+    for path in left:
+        path.touch()
+    (path,) = held.paths
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"started": 0.0}))
+    again = claims.claim_runs(tmp_path, [mine])
+    assert [path for path in left if path.exists()] == left[1::2]
+    held._stop.set()
+    again.release()

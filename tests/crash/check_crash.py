@@ -90,7 +90,7 @@ def kill_at_random(results: Path, kills: int, seed: int, log: Path, duration: fl
                 if sweep.wait(600) != 0:
                     sys.exit(f"the sweep did not end well after {done} kills:\n{log.read_text()[-3000:]}")
                 break
-            started = time.monotonic()
+            started, left = time.monotonic(), unfinished(results)
             # Half of the kills come at once after a file has appeared, the others at any moment.
             wait_for_file = chance.random() < 0.5
             before = set(results.rglob("*"))
@@ -108,20 +108,22 @@ def kill_at_random(results: Path, kills: int, seed: int, log: Path, duration: fl
             os.killpg(sweep.pid, signal.SIGKILL)
             sweep.wait()
             done += 1
-            moment = going_on(results)
+            moment = going_on(results, left)
             moments[moment] = moments.get(moment, 0) + 1
     moments["kills"] = done
     return moments
 
 
-def going_on(results: Path) -> str:
-    """What the kill interrupted, from the files it left."""
-    names = [path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()]
-    if any(re.search(r"/\.[^/]+\.(tmp|\d+)$", f"/{name}") for name in names):
+def unfinished(results: Path) -> set[Path]:
+    """Hidden temporary files: what was being written when a process was killed."""
+    return {path for path in results.rglob(".*") if re.search(r"\.(tmp|\d+)$", path.name) and path.is_file()}
+
+
+def going_on(results: Path, left: set[Path]) -> str:
+    """What the kill interrupted, from the files it left; `left`: by those before it."""
+    if unfinished(results) - left:
         return "writing a file"
-    if any(name.startswith("running/") and name.endswith(".json") for name in names):
-        return "training or scoring"
-    return "between packs"
+    return "training or scoring" if any((results / "running").rglob("*.json")) else "between packs"
 
 
 def differences(wanted: dict[str, str], found: dict[str, str]) -> list[str]:
@@ -216,6 +218,9 @@ def main() -> int:
             moments = kill_at_random(results, options.kills - kills, seed + turn, folder / "killed.log", seconds)
             kills += moments["kills"]
             tables(results)
+            if left := unfinished(results):
+                print(f"FAILED, half-written files are left: {', '.join(map(str, left))}", flush=True)
+                failed = True
             wrong = [name + fields(folder / "calm", results, name) for name in differences(wanted, content(results))]
             print(f"turn {turn}, --seed {seed}: {moments} in {time.monotonic() - start:.0f} s", flush=True)
             print(
