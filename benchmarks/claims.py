@@ -123,7 +123,7 @@ class Held:
         """The runs are recorded, or given up. Claims that were taken over stay their new owner's."""
         self._stop.set()
         self._thread.join()
-        with contextlib.suppress(OSError, Busy), _locked(self.results_dir):
+        with contextlib.suppress(OSError, Busy), locked(self.results_dir):
             for path in self.paths:
                 with contextlib.suppress(OSError, ValueError, KeyError):
                     if orjson.loads(path.read_bytes())["token"] == self.claim.token:
@@ -150,7 +150,7 @@ def claim_runs(results_dir: Path | str, members: Sequence[Key]) -> Held:
         process.create_time(),
         suite_version(),
     )
-    with _locked(results_dir):
+    with locked(results_dir):
         there = read_claims(results_dir)
         for key, (claim, alive) in there.items():
             if alive and claim.suite != mine.suite:
@@ -176,7 +176,7 @@ def _sweep_up(results_dir: Path, key: Key, was_begun: bool) -> None:
 
 def drop_claims(results_dir: Path | str, keys: Sequence[Key]) -> None:
     """Remove expired claims that say nothing any more: of runs that are given up."""
-    with _locked(Path(results_dir)):
+    with locked(Path(results_dir)):
         for key, (_, alive) in read_claims(results_dir).items():
             if key in keys and not alive:
                 _path(Path(results_dir), key).unlink(missing_ok=True)
@@ -187,7 +187,7 @@ def _path(results_dir: Path, key: Key) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(results_dir: Path) -> Iterator[None]:
+def locked(results_dir: Path) -> Iterator[None]:
     """One process at a time looks at the claims and writes them."""
     folder = results_dir / RUNNING
     folder.mkdir(parents=True, exist_ok=True)

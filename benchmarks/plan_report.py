@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import devices
+from benchmarks.claims import locked
 from benchmarks.config import RunConfig, is_control
 from benchmarks.costs import CALIBRATION_STEPS, Costs, calibrate, total_seconds
 from benchmarks.display import clock
@@ -129,7 +130,11 @@ def write_plan(name: str, plan: Plan) -> None:
             "planned": _by_experiment([c.key for c in plan.cells if c.cfg.results_dir == folder and c.key]),
             "stale": _by_experiment([(stale.experiment, stale.run_id) for stale in plan.stale]),
         }
-        write_files({Path(folder) / PLANS / f"{digest}.json": json.dumps(content, indent=1).encode() + b"\n"})
+        path = Path(folder) / PLANS / f"{digest}.json"
+        with locked(Path(folder)):
+            for unfinished in path.parent.glob(f".{path.name}.*"):  # of a process that was killed
+                unfinished.unlink(missing_ok=True)
+            write_files({path: json.dumps(content, indent=1).encode() + b"\n"})
 
 
 def _by_experiment(keys: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
