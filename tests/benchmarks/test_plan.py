@@ -281,14 +281,15 @@ class TestFailures:
     def test_a_pack_that_kills_its_workers_is_named_and_the_others_go_on(self, tmp_path):
         """In a process of its own: the killer is put where every worker imports it."""
         (tmp_path / "sitecustomize.py").write_text(
-            "import os\n"
-            "import benchmarks.making as making\n"
-            "train = making.train\n"
-            "def deadly(attached, jobs, *rest):\n"
-            "    if jobs[0].cfg.seed == 1:\n"
-            "        os.kill(os.getpid(), 9)\n"
-            "    return train(attached, jobs, *rest)\n"
-            "making.train = deadly\n"
+            "import os, sys\n"
+            "if '--multiprocessing-fork' in sys.orig_argv:\n"
+            "    import benchmarks.making as making\n"
+            "    train = making.train\n"
+            "    def deadly(attached, jobs, *rest):\n"
+            "        if jobs[0].cfg.seed == 1:\n"
+            "            os.kill(os.getpid(), 9)\n"
+            "        return train(attached, jobs, *rest)\n"
+            "    making.train = deadly\n"
         )
         words = ["method=bitfit", "task=glue/sst2", "seed=0,1", "pack=1", "--workers", "1"]
         command = [sys.executable, "-m", "benchmarks", "sweep", *SHORT, f"results_dir={tmp_path}", *words]

@@ -449,8 +449,9 @@ def test_an_interrupted_sweep_says_so_in_one_line(tmp_path):
     words = ["method=majority,lora", "task=glue/sst2", "trainer.max_steps=100000", "trainer.epochs=10000"]
     command = [sys.executable, "-m", "benchmarks", "sweep", *words, f"results_dir={tmp_path}", "--workers", "1"]
     sweep = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )  # fmt: skip
     while not list((tmp_path / "records").rglob("*.json")):
         assert sweep.poll() is None
         time.sleep(0.1)
@@ -474,10 +475,8 @@ REFUSED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def refusals(tmp_path_factory):
-    """What each command of REFUSED returns and prints; one process for all, since starting one takes seconds."""
-    folder = tmp_path_factory.mktemp("refused")
+def test_the_command_refuses_a_configuration_in_one_sentence(tmp_path):
+    """One process for all, since starting one takes seconds."""
     code = (
         "import contextlib, io, json, sys\nfrom benchmarks.cli import main\nfound, folder = [], sys.argv[2]\n"
         "for words in json.loads(sys.argv[1]):\n"
@@ -490,15 +489,10 @@ def refusals(tmp_path_factory):
         "print(json.dumps(found))"
     )
     commands = json.dumps([words for words, _ in REFUSED])
-    done = subprocess.run([sys.executable, "-c", code, commands, folder], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code, commands, tmp_path], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert not list(folder.iterdir())
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.mark.parametrize("case", range(len(REFUSED)))
-def test_the_command_refuses_a_configuration_in_one_sentence(case, refusals):
-    status, errors = refusals[case]
-    assert status == 2
-    assert REFUSED[case][1] in errors
-    assert len(errors.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+    for (words, message), (status, errors) in zip(REFUSED, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        assert status == 2, words
+        assert message in errors
+        assert len(errors.splitlines()) == 1, words
