@@ -8,9 +8,12 @@ there yet, so it has no identity). A stale record is one that an earlier form of
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from benchmarks import parents
@@ -22,8 +25,11 @@ from benchmarks.prepare import prepare, record_of, selected_score
 from benchmarks.record import Record, RecordError, States, list_states, read_record, record_path
 from benchmarks.setting import scientific
 
+log = logging.getLogger(__name__)
+
 # Failures that a restart may mend. The others (a bug, a run that diverges) fail again until something is changed.
 RETRIED = ("out_of_memory", "worker_lost")
+_BESIDES = {"data", "result versions", "weights", "parent or stand-in"}  # what a configuration does not say
 STATES = ("done", "running", "interrupted", "failed", "missing", "waiting")
 
 
@@ -140,7 +146,7 @@ class _States:
         except ParentMissing:
             return Cell(cfg, None, "waiting")
         found = self.records[cfg.results_dir].get(cfg.experiment, States())
-        if p.run_id in found.done:
+        if p.run_id in found.done and _is_whole(record_path(cfg.results_dir, cfg.experiment, p.run_id)):
             return Cell(cfg, p.run_id, "done")
         if p.key in self.claims:
             return Cell(cfg, p.run_id, "running" if self.claims[p.key][1] else "interrupted")
@@ -171,6 +177,19 @@ class _States:
                 self.parents.setdefault(prepare(candidate, lambda _: ("", 0.0)).key, self.cell(candidate))
             raise ParentMissing
         return p.run_id, score
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the file ends like a record: one that was cut short, by a copy for example, is made again."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-2, os.SEEK_END)
+            whole = file.read() == b"}\n"
+    except OSError:
+        whole = False
+    if not whole:
+        log.warning("%s is not whole: the run is made again", path)
+    return whole
 
 
 def _packs(
@@ -221,7 +240,8 @@ def find_stale(cells: Sequence[Cell], states: Mapping[str, Mapping[str, States]]
             same = _asked(record["task"], record["seed"], record["scale"], record["settings"], record["departures"])
             for cell in by_setting.get(same, []):
                 differs = _differences(record, cell)
-                if not differs <= swept_keys(experiment):  # else: another point of the experiment's own sweep
+                # Not: another point of the experiment's own sweep, or of a sweep over settings of the user's own.
+                if differs <= _BESIDES if experiment == "custom" else not differs <= swept_keys(experiment):
                     found.append(Stale(experiment, run_id, cell.label, tuple(sorted(differs))))
                     break
     return found

@@ -43,7 +43,7 @@ def plan_text(name: str, plan: Plan, workers: int) -> str:
     if plan.packs:
         sizes = Counter(len(pack.cells) for pack in plan.packs)
         packs = ", ".join(f"{number} of {size}" for size, number in sorted(sizes.items(), reverse=True))
-        lines.append(f"packs: {packs}; {workers} workers")
+        lines.append(f"packs: {packs}; {_workers(workers)}")
         alone = Counter(pack.why for pack in plan.packs if pack.why)
         lines += [f"  alone ({number}): {why}" for why, number in alone.most_common(_SHOWN)]
     return "\n".join(lines)
@@ -60,7 +60,7 @@ def costs_text(plan: Plan, workers: int, measure: bool) -> str:
     lines = []
     if seconds is not None:
         total = total_seconds(seconds, workers)
-        lines.append(f"predicted: {clock(total)} on {workers} workers, {clock(sum(seconds))} of work")
+        lines.append(f"predicted: {clock(total)} on {_workers(workers)}, {clock(sum(seconds))} of work")
     if unknown:
         lines.append(
             f"no prediction for {unknown} runs: nothing like them has run here; --calibrate measures "
@@ -89,9 +89,13 @@ def check_budget(plan: Plan, budget: float, workers: int, measure: bool) -> None
     total = total_seconds(seconds, workers)
     if total > budget:
         raise ValueError(
-            f"budget={budget:.0f}s: the {len(plan.open)} open runs are predicted to take {clock(total)} on {workers} "
-            "workers; raise the budget, or plan fewer runs"
+            f"budget={budget:.0f}s: the {len(plan.open)} open runs are predicted to take {clock(total)} on "
+            f"{_workers(workers)}; raise the budget, or plan fewer runs"
         )
+
+
+def _workers(number: int) -> str:
+    return "1 worker" if number == 1 else f"{number} workers"
 
 
 def _predict(plan: Plan, workers: int, measure: bool) -> tuple[Costs, list[float] | None, int]:

@@ -61,6 +61,11 @@ def main(argv: Sequence[str]) -> int:
 
 def find(results: Path, name: str) -> Path:
     """The record whose run id begins with `name`. Raises ValueError where there is none or more than one."""
+    if not name.isalnum():
+        raise ValueError(
+            f"{name}: expected a run id, or its beginning, as in the records' file names; give its folder "
+            "with --results"
+        )
     found = sorted(path for path in (results / RECORDS).rglob(f"{name}*.json") if path.name.count(".") == 1)
     if len(found) != 1:
         raise ValueError(

@@ -153,6 +153,23 @@ class TestStates:
         (of,) = by_experiment.values()
         assert (len(of.planned), len(of.stale), len(of.done), problems) == (2, 2, 0, [])
 
+    def test_another_setting_of_the_users_own_leaves_nothing_stale(self, tmp_path):
+        words = ["method=bitfit", "task=glue/sst2"]
+        run_pack(cells(tmp_path, *words))
+        plan = make_plan(cells(tmp_path, *words, "trainer.learning_rate=0.01"))
+        assert (states(plan), plan.stale) == (["missing"], [])
+
+    def test_a_record_that_was_cut_short_is_made_again(self, tmp_path, caplog):
+        cfgs = cells(tmp_path, "method=bitfit", "task=glue/sst2")
+        (outcome,) = run_pack(cfgs)
+        path = record_path(tmp_path, "custom", outcome.run_id)
+        path.write_bytes(path.read_bytes()[:300])
+        lines, _ = carry_out(cfgs)
+        assert [line.status for line in lines] == ["done"]
+        assert f"{path} is not whole: the run is made again" in caplog.text
+        assert read_record(path)["status"] == "done"
+        assert len(list(path.parent.glob("*.unreadable*"))) == 1  # nothing is lost
+
     def test_running_and_interrupted_come_from_claims(self, tmp_path):
         cfgs = cells(tmp_path, "method=bitfit", "task=glue/sst2", "seed=range(3)")
         plan = make_plan(cfgs)
