@@ -48,12 +48,13 @@ def load_checkpoint(runs: Sequence[Run], run_ids: Sequence[str], path: Path) -> 
     try:
         tensors, header = read_safetensors(path)
         if header.get("format") != FORMAT or header["runs"] != list(run_ids):
-            raise ValueError(f"it holds {header.get('format')!r} of runs {header.get('runs')}")
+            raise ValueError(f"holds {header.get('format')!r} of runs {header.get('runs')}")
         positions, schedules = header["positions"], header["schedules"]
     except (ValueError, KeyError) as error:
         aside = path.with_name(path.name + ".unreadable")
         path.rename(aside)
-        print(f"checkpoint {path} cannot be read ({error}): set aside as {aside.name}, the run starts anew")
+        why = str(error).removeprefix(f"{path} ").removesuffix(": make it again")
+        print(f"a checkpoint {why}: set aside as {aside}, the run starts anew")
         return False
     for run, run_id in zip(runs, run_ids, strict=True):
         own = {n.removeprefix(f"{run_id}/"): t for n, t in tensors.items() if n.startswith(f"{run_id}/")}

@@ -60,7 +60,9 @@ class Claim:
         if self.place != _place():
             return False
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.started) > 2.0
+            process = psutil.Process(self.pid)
+            ended = process.status() == psutil.STATUS_ZOMBIE  # nobody has asked for its exit status yet
+            return ended or abs(process.create_time() - self.started) > 2.0
         except psutil.NoSuchProcess:
             return True
 

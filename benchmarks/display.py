@@ -56,9 +56,11 @@ class Display:
 def summary(lines: Sequence[Any], found: int, seconds: float) -> str:
     """Done, found, failed with cause and how to retry; the last thing a sweep prints."""
     count = {status: sum(line.status == status for line in lines) for status in ("done", "found", "failed", "skipped")}
+    elsewhere = sum(line.status == "elsewhere" for line in lines)
     text = [
-        f"{count['done']} runs done, {found + count['found']} found done before, {count['failed']} failed, "
-        f"{count['skipped']} not begun, in {clock(seconds)}"
+        f"{count['done']} runs done, {found + count['found']} found done before, "
+        + f"{elsewhere} made by other processes, " * bool(elsewhere)
+        + f"{count['failed']} failed, {count['skipped']} not begun, in {clock(seconds)}"
     ]
     text += [f"  {line.status}: {line.label}: {line.message}" for line in lines if line.status in ("failed", "skipped")]
     if count["failed"] or count["skipped"]:

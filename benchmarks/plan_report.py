@@ -26,7 +26,8 @@ def plan_text(name: str, plan: Plan, workers: int) -> str:
     counts = plan.counts()
     listed = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
     lines = [
-        f"sweep {name}: {len(plan.cells)} runs: {listed or 'none'}" + (f", {len(plan.stale)} stale" * bool(plan.stale))
+        f"sweep {name}: {len(plan.cells)} run{'s' * (len(plan.cells) != 1)}: {listed or 'none'}"
+        + (f", {len(plan.stale)} stale" * bool(plan.stale))
     ]
     parents = sum(cell.parent for cell in plan.cells)
     if parents:

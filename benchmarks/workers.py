@@ -71,6 +71,10 @@ def run_all(
             time.sleep(POLL_SECONDS)
     finally:
         display.close()
+    before = {_name(cell) for cell in found}
+    for cell in plan.cells:
+        if cell.state == "done" and _name(cell) not in lines.keys() | before:
+            lines[_name(cell)] = Line(cell.label, "elsewhere", "another process made it", None, 0.0)
     for cell in plan.cells:  # a child whose parent failed has never had a pack
         if cell.state in ("waiting", "failed") and _name(cell) not in lines:
             why = "its parents have no score" if cell.state == "waiting" else f"{cell.kind}, before; --retry repeats it"

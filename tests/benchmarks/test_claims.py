@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 
 from benchmarks import claims
@@ -59,6 +60,16 @@ def test_the_claim_of_a_process_that_is_gone_expires_at_once(tmp_path):
     assert not alive
     assert first.members == (A, B)  # what the pack was
     claim_runs(tmp_path, [A]).release()
+
+
+def test_a_process_that_has_ended_and_was_not_asked_why_is_gone(tmp_path):
+    code = f"from benchmarks.claims import claim_runs; claim_runs({str(tmp_path)!r}, [('x', 'y')])._stop.set()"
+    child = subprocess.Popen([sys.executable, "-c", code])
+    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.05)
+    ((_, alive),) = read_claims(tmp_path).values()
+    assert not alive
+    child.wait()
 
 
 def test_a_claim_of_another_machine_expires_by_the_clock_of_the_files(tmp_path, monkeypatch):

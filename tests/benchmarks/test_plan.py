@@ -12,6 +12,7 @@ from benchmarks import claims, making, plan_report
 from benchmarks.compose import compose_run
 from benchmarks.compose_many import compose_all
 from benchmarks.costs import Costs, total_seconds
+from benchmarks.display import summary
 from benchmarks.packing import footprint, memory_bytes, pack_runs
 from benchmarks.plan import make_plan
 from benchmarks.plan_report import check_budget, costs_text, plan_text, write_plan
@@ -19,7 +20,7 @@ from benchmarks.record import list_states, read_record, record_path
 from benchmarks.run import run, run_pack
 from benchmarks.status import states_by_experiment
 from benchmarks.sweep import expand, main, plan_main
-from benchmarks.workers import make_lines, run_all
+from benchmarks.workers import Line, make_lines, run_all
 
 LORA = "experiment=lora/table2_roberta_base_lora"
 SHORT = ["trainer.max_steps=2", "trainer.evaluate_every_steps=2", "device=cpu"]
@@ -204,6 +205,17 @@ class TestStates:
     def test_two_configurations_of_one_run_are_one(self, tmp_path):
         plan = make_plan(cells(tmp_path, "method=bitfit", "task=glue/sst2", "seed=0,0", "threads=1"))
         assert (len(plan.cells), plan.duplicates) == (1, 1)
+
+    def test_what_another_process_made_meanwhile_is_counted(self, tmp_path):
+        class Elsewhere(InThisProcess):
+            def make(self, packs):
+                for pack in packs:
+                    run_pack([cell.cfg for cell in pack.cells])
+                    yield pack, [Line(cell.label, "busy", "", None, 0.0) for cell in pack.cells]
+
+        lines, _ = carry_out(cells(tmp_path, "method=bitfit", "task=glue/sst2", "seed=0,1"), Elsewhere())
+        assert [line.status for line in lines] == ["elsewhere"] * 2
+        assert "0 runs done, 0 found done before, 2 made by other processes, 0 failed" in summary(lines, 0, 1.0)
 
 
 class TestParents:
