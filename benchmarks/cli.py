@@ -17,6 +17,7 @@ usage: peft-bench VERB [arguments]      peft-bench VERB --help says more
   plan      what a sweep has to do: runs by state, packs, predicted time, memory and disk
   status    what is done, running, planned, failed (with its cause) and stale
   verify    a recorded run again: bit by bit, or within its tolerance on another machine
+  score     the five official scores of texts in files: peft-bench score e2e --predictions FILE --references FILE
   report    the papers' tables beside our runs, and the micro tables
   params    trainable-parameter counts beside the printed ones, from configurations alone
   latency   time of a forward pass, bytes stored and memory in training of the methods beside the backbone
@@ -196,6 +197,12 @@ def _report(argv: Sequence[str]) -> int:
     return main(argv) or 0
 
 
+def _score(argv: Sequence[str]) -> int:
+    from benchmarks.score import main
+
+    return main(argv)
+
+
 def _params(argv: Sequence[str]) -> int:
     from benchmarks.params import main
 
@@ -226,6 +233,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": _plan,
     "status": _status,
     "verify": _verify,
+    "score": _score,
     "report": _report,
     "params": _params,
     "latency": _latency,
