@@ -11,21 +11,26 @@ from typing import Any, cast
 
 import numpy as np
 
-from benchmarks.config import RunConfig
-from benchmarks.evaluation import has_illegal, is_constant, scores
+from benchmarks.config import LOSS, RunConfig
+from benchmarks.decoding import Outputs
+from benchmarks.evaluation import has_illegal, is_constant, scores, text_scores
 from benchmarks.record import SCHEMA, Record
 from benchmarks.record_schema import tolerance_for
 from benchmarks.tasks.data import TaskData
 
+CUT_OFF = "cut_off"  # share of outputs that max_new_tokens cut off
 PARAMS = ("method", "head", "added", "stored", "backbone", "layers")  # of ParameterCounts
 
 
 @dataclass
 class RunOutput:
-    """What a run leaves behind. predictions: checkpoint -> split -> (N,) predictions of the selected and last step."""
+    """What a run leaves behind. predictions: checkpoint -> split -> (N,) predictions of the selected and last step, or
+    the outputs of its inputs where answers are texts. losses: likewise, nats per token of the target texts.
+    """
 
-    predictions: dict[str, dict[str, np.ndarray]]
+    predictions: dict[str, dict[str, Any]]
     epochs: dict[str, float | None]
+    losses: dict[str, dict[str, float]] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     params: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARAMS, 0))
     unmoved: list[str] = field(default_factory=list)
@@ -41,7 +46,7 @@ def assemble(
     entries = []
     for checkpoint, by_split in output.predictions.items():
         for split, predictions in by_split.items():
-            for metric, value in scores(cfg.task, predictions, data.labels[split]).items():
+            for metric, (value, n) in _scores(cfg, predictions, split, checkpoint, output, data).items():
                 entries.append(
                     {
                         "split": split,
@@ -49,12 +54,12 @@ def assemble(
                         "epoch": output.epochs[checkpoint],
                         "metric": metric,
                         "score": value,
-                        "n": len(predictions),
+                        "n": n,
                     }
                 )
     selection = cfg.task.validation_splits[0]
-    flags = ["one_class_predictions"] if is_constant(output.predictions[cfg.trainer.selection][selection]) else []
-    flags += ["illegal_answers"] if has_illegal(cfg.task, output.predictions[cfg.trainer.selection][selection]) else []
+    chosen = output.predictions[cfg.trainer.selection][selection]
+    flags = _flags_of_texts(chosen, entries) if isinstance(chosen, Outputs) else _flags_of_labels(cfg, chosen)
     flags += ["parameters_did_not_move"] if output.unmoved else []
     record = _common(cfg, identity, run_id, departures) | {
         "status": "done",
@@ -78,6 +83,33 @@ def assemble(
     return cast(Record, record)
 
 
+def _scores(
+    cfg: RunConfig, predictions: Any, split: str, checkpoint: str, output: RunOutput, data: TaskData
+) -> dict[str, tuple[float | None, int]]:
+    """Metric -> its value and the number of examples behind it."""
+    if not isinstance(predictions, Outputs):
+        found = scores(cfg.task, predictions, data.labels[split])
+        return {metric: (value, len(predictions)) for metric, value in found.items()}
+    of_texts = text_scores(cfg.task, predictions.texts, data.references[split])
+    cut_off = predictions.ended.count(False) / len(predictions)
+    return {
+        LOSS: (output.losses[checkpoint][split], len(data.labels[split])),
+        **{metric: (value, len(predictions)) for metric, value in of_texts.items()},
+        CUT_OFF: (cut_off, len(predictions)),
+    }
+
+
+def _flags_of_labels(cfg: RunConfig, predictions: np.ndarray) -> list[str]:
+    flags = ["one_class_predictions"] if is_constant(predictions) else []
+    return flags + (["illegal_answers"] if has_illegal(cfg.task, predictions) else [])
+
+
+def _flags_of_texts(outputs: Outputs, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    flags = ["one_text_throughout"] if len(outputs) > 1 and len(set(outputs.texts)) == 1 else []
+    flags += ["outputs_cut_off"] if not all(outputs.ended) else []
+    return flags + (["not_scored_without_java"] if any(entry["score"] is None for entry in entries) else [])
+
+
 def assemble_failure(
     cfg: RunConfig, identity: dict[str, Any], run_id: str, departures: dict[str, list[Any]],
     kind: str, message: str, history: Sequence[Any],
@@ -90,8 +122,10 @@ def assemble_failure(
 
 
 def prediction_columns(cfg: RunConfig, output: RunOutput, data: TaskData) -> Mapping[str, Any]:
-    """Predictions of the selected checkpoint beside the labels, by split."""
+    """Predictions of the selected checkpoint beside the labels, by split; texts beside whether they came to an end."""
     chosen = output.predictions[cfg.trainer.selection]
+    if all(isinstance(outputs, Outputs) for outputs in chosen.values()):
+        return {split: {"prediction": o.texts, "ended": o.ended} for split, o in chosen.items()}
     return {split: {"prediction": p, "label": data.labels[split]} for split, p in chosen.items()}
 
 

@@ -6,9 +6,19 @@ import math
 from transformers import CONFIG_MAPPING, AutoConfig
 
 from benchmarks.compose import task_choice
-from benchmarks.config import BackboneConfig, RunConfig, TrainerConfig, is_control, text_of, writes_text
+from benchmarks.config import (
+    LOSS,
+    BackboneConfig,
+    RunConfig,
+    TrainerConfig,
+    generation_of,
+    is_control,
+    text_of,
+    writes_text,
+)
 from benchmarks.devices import DEVICES, DTYPES, PRECISIONS
 from benchmarks.metrics import METRICS
+from benchmarks.text_metrics import TEXT_METRICS
 from peft_methods.architectures import ARCHITECTURES
 
 # Keys of config.json that the configuration class lacks and the model reads all the same.
@@ -36,11 +46,13 @@ def check_config(cfg: RunConfig) -> None:
     for key, value in cfg.method.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"method.{key}={value}: expected a finite number")
-    unknown = [metric for metric in cfg.task.metrics if metric not in METRICS]
+    known_metrics = [*METRICS] if generation_of(cfg.task, cfg.scale) is None else [LOSS, *TEXT_METRICS]
+    unknown = [metric for metric in cfg.task.metrics if metric not in known_metrics]
     if unknown or cfg.task.selection_metric not in cfg.task.metrics:
         raise ValueError(
             f"task {cfg.task.name}: metrics {cfg.task.metrics}, selection_metric {cfg.task.selection_metric!r}; "
-            f"expected names among {', '.join(METRICS)}, the selection metric one of the task's; change conf/task/"
+            f"expected names among {', '.join(known_metrics)}, the selection metric one of the task's; change "
+            "conf/task/"
         )
     if not 0 <= cfg.seed < 2**32:
         raise ValueError(f"seed={cfg.seed}: expected 0 to {2**32 - 1}")
@@ -49,15 +61,44 @@ def check_config(cfg: RunConfig) -> None:
             raise ValueError(f"{key}={value!r}: expected one of {', '.join(known)}")
     if not cfg.results_dir:
         raise ValueError("results_dir is empty: name a folder, or leave it out for results/")
-    if cfg.task.num_labels < 1 or not cfg.task.validation_splits:
+    generates = generation_of(cfg.task, cfg.scale) is not None
+    if cfg.task.num_labels < (0 if generates else 1) or not cfg.task.validation_splits:
         raise ValueError(
             f"task {cfg.task.name}: num_labels={cfg.task.num_labels}, validation_splits={cfg.task.validation_splits}; "
-            "expected at least one of each; change conf/task/"
+            "expected at least one of each (no label only where answers are texts); change conf/task/"
         )
-    if writes_text(cfg.backbone.model_type):
+    if generates:
+        _check_generation(cfg)
+    elif writes_text(cfg.backbone.model_type):
         _check_text(cfg)
     if cfg.threads is not None and cfg.threads < 1:
         raise ValueError(f"threads={cfg.threads}: expected at least 1, or null for torch's choice")
+
+
+def _check_generation(cfg: RunConfig) -> None:
+    if is_control(cfg) or not writes_text(cfg.backbone.model_type):
+        what = cfg.method["_target_"].rpartition(".")[2] if is_control(cfg) else cfg.backbone.name
+        raise ValueError(
+            f"task={cfg.task.name} is answered in texts, which {what} does not write; choose a backbone that does "
+            "(backbone=gpt2)"
+        )
+    decoding = cfg.decoding
+    for name in ("beams", "max_new_tokens", "batch_size"):
+        if getattr(decoding, name) < 1:
+            raise ValueError(f"decoding.{name}={getattr(decoding, name)}: expected at least 1")
+    for name in ("no_repeat_ngram", "min_new_tokens"):
+        if getattr(decoding, name) < 0:
+            raise ValueError(f"decoding.{name}={getattr(decoding, name)}: expected 0 or more")
+    if not math.isfinite(decoding.length_penalty):
+        raise ValueError(f"decoding.length_penalty={decoding.length_penalty}: expected a finite number")
+    counts = ("output", "source_and_output")
+    for name, known in (
+        ("length_counts", counts),
+        ("ngram_counts", counts),
+        ("early_stopping", ("heuristic", "never")),
+    ):
+        if getattr(decoding, name) not in known:
+            raise ValueError(f"decoding.{name}={getattr(decoding, name)!r}: expected one of {', '.join(known)}")
 
 
 def _check_text(cfg: RunConfig) -> None:
@@ -101,14 +142,19 @@ def _known_keys(model_type: str) -> set[str]:
 
 
 def _check_trainer(trainer: TrainerConfig) -> None:
-    for name in ("epochs", "batch_size", "micro_batch_size", "eval_batch_size", "max_length", "max_steps"):
+    if trainer.epochs < 0:
+        raise ValueError(f"trainer.epochs={trainer.epochs}: expected 0 (no training) or more")
+    for name in ("batch_size", "micro_batch_size", "eval_batch_size", "max_length", "max_steps"):
         value = getattr(trainer, name)
         if value is not None and value < 1:
             raise ValueError(f"trainer.{name}={value}: expected at least 1")
-    for name in ("learning_rate", "max_grad_norm", "eps"):
+    if trainer.backbone_dropout not in (None, 0):
+        raise ValueError(f"trainer.backbone_dropout={trainer.backbone_dropout}: expected null (its own rates) or 0")
+    for name in ("learning_rate", "eps"):
         if not 0 < getattr(trainer, name) < math.inf:
             raise ValueError(f"trainer.{name}={getattr(trainer, name)}: expected a finite number above 0")
-    for name, highest in (("beta1", 1.0), ("beta2", 1.0), ("warmup_ratio", 1.0), ("weight_decay", math.inf)):
+    shares = dict.fromkeys(("beta1", "beta2", "warmup_ratio", "label_smoothing"), 1.0)
+    for name, highest in (shares | dict.fromkeys(("weight_decay", "max_grad_norm"), math.inf)).items():
         if not 0 <= getattr(trainer, name) < highest:
             raise ValueError(f"trainer.{name}={getattr(trainer, name)}: expected 0 or more, below {highest:g}")
     if trainer.warmup_steps is not None and trainer.warmup_steps < 0:
@@ -120,6 +166,7 @@ def _check_trainer(trainer: TrainerConfig) -> None:
         ("schedule", ("linear", "constant")),
         ("precision", PRECISIONS),
         ("regression_bias", ("zero", "label_mean")),
+        ("loss_reduction", ("token_mean", "example_sum")),
         ("selection", ("best", "last")),
     ):
         if getattr(trainer, name) not in known:

@@ -20,7 +20,10 @@ from benchmarks.compose import compose_cfg, explain, typed
 from benchmarks.config import RunConfig
 
 Values = dict[str, Any]  # dotted key -> value
-_CHOICES = ("experiment", "settings", "scale", "task", "backbone", "method", "trainer", "tracking", "recipe", "tuned")
+_CHOICES = {
+    *("experiment", "settings", "scale", "task", "backbone", "method", "trainer", "decoding", "tracking", "recipe"),
+    *("tuned", "task_at", "hand_written", "start_words"),
+}
 
 
 def compose_all(jobs: Sequence[Sequence[str]]) -> list[RunConfig]:

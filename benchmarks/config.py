@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+LOSS = "loss"  # a metric of written texts: nats per token of the target; the one whose lowest value is the best
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -43,13 +44,70 @@ class TextConfig:
 
 
 @dataclass
+class GenerationConfig:
+    """A task whose answers are texts with references, for a backbone that writes.
+
+    source_column, target_column: what is read, and one or several reference texts. linearization: how a source becomes
+    a line (linearizing.py): none, e2e, web_nlg or dart. text_form, reference_form: official, or tokenized as in the
+    papers' own files, for what is trained on and for what is scored against. source, target: what the model reads and
+    writes, with {text} and every blank; an end token follows each, a source only with `separator`. train_rows: of the
+    training split (null: all), drawn by train_sample. validation_rows: of the validation split, for the loss during
+    training (null: all).
+    """
+
+    source_column: str = MISSING
+    target_column: str = MISSING
+    linearization: str = "none"
+    text_form: str = "official"
+    reference_form: str = "official"
+    source: str = MISSING
+    target: str = MISSING
+    separator: bool = True
+    train_rows: int | None = None
+    train_sample: int = 0
+    validation_rows: int | None = None
+
+
+@dataclass
+class DecodingConfig:
+    """How a generation task's outputs are searched for (decoding.py).
+
+    length_penalty: the summed log-probability is divided by length ** length_penalty; length_counts: of the output
+    alone (LoRA's code, transformers 5) or of source and output (transformers 3.2, prefix tuning's code).
+    no_repeat_ngram: n-grams that must not come twice (0: any may); ngram_counts: in the output alone (LoRA's code) or
+    in source and output (transformers). early_stopping: heuristic (stop where the best running beam, at its present
+    length, is worse than the worst finished one: transformers' default) or never (search on to the last token).
+    min_new_tokens: end tokens are impossible before. banned: texts of one token
+    each that are never written. ends: texts of one token each that end an output, beside the end token; the output
+    stops before them. clean_up: join clitics and full stops to the words before them (prefix tuning's code).
+    """
+
+    name: str = MISSING
+    beams: int = MISSING
+    length_penalty: float = MISSING
+    length_counts: str = MISSING
+    no_repeat_ngram: int = MISSING
+    ngram_counts: str = MISSING
+    max_new_tokens: int = MISSING
+    early_stopping: str = "heuristic"
+    min_new_tokens: int = 0
+    banned: list[str] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
+    clean_up: bool = False
+    batch_size: int = 16
+
+
+@dataclass
 class TaskConfig:
     """A task described before any data is seen.
 
-    hub_id, subset: on the hub, or the folders `<data_dir>/<dataset>/<subset>/`. num_labels: 1 means regression.
+    hub_id, subset: on the hub, or the folders `<data_dir>/<dataset>/<subset>/` (subset may be empty). num_labels: 1
+    means regression, 0 that the answers are texts.
     label_range: lowest and highest legal label. validation_splits: the first one selects checkpoints. test_splits:
-    scored only where the scale has labels for them. text: null where no backbone can write the answer;
-    micro_text: the same in words of the generated language.
+    scored where the scale has labels for them, or public_test says that the published ones have. text: null where no
+    backbone can write the answer; micro_text: the same in words of the generated language. generation,
+    micro_generation: of a task whose answers are texts (num_labels 0), likewise; text_columns and label_range are empty
+    there, selection_metric may be `loss`, the validation loss per token, whose lowest value is the best.
     metrics: names in metrics.py; selection_metric: one of them.
     """
 
@@ -64,23 +122,31 @@ class TaskConfig:
     train_split: str = "train"
     validation_splits: list[str] = MISSING
     test_splits: list[str] = MISSING
+    public_test: bool = False
     metrics: list[str] = MISSING
     selection_metric: str = MISSING
     text: TextConfig | None = None
     micro_text: TextConfig | None = None
+    generation: GenerationConfig | None = None
+    micro_generation: GenerationConfig | None = None
 
 
 @dataclass
 class TrainerConfig:
     """How a run is optimized; the published value and its section stand beside each value in conf/recipe/.
 
-    batch_size: global, examples per optimizer step. micro_batch_size: examples per forward pass of one process (null:
-    the whole batch); the rest is accumulated. max_steps: cuts `epochs` short (null: no cut). max_length: in tokens,
-    special ones included. optimizer: adamw, or bert_adam (no bias correction). schedule: linear or constant.
+    epochs 0: nothing is trained, for a method without parameters. batch_size: global, examples per optimizer step.
+    micro_batch_size: examples per forward pass of one process (null: the whole batch); the rest is accumulated.
+    max_steps: cuts `epochs` short (null: no cut). max_length: in tokens, special ones included. optimizer: adamw, or
+    bert_adam (no bias correction). schedule: linear or constant.
     warmup_steps wins over warmup_ratio. regression_bias: where the output layer's bias starts if num_labels is 1: zero
     (the published code) or label_mean (of the training labels). precision: fp32 or bf16. evaluate_every_steps: null
     means every epoch. selection: best (epoch by the task's selection metric) or last; both are recorded, this one
     initializes children.
+    Of what is written: loss_reduction is token_mean (over all tokens of the batch) or example_sum (summed over the
+    tokens of an example, mean over the batch: prefix tuning's code); label_smoothing mixes in the mean over the
+    vocabulary. backbone_dropout: null keeps the backbone's own rates, 0 switches them off (both papers' code on GPT-2).
+    max_grad_norm 0: no clipping.
     """
 
     learning_rate: float = MISSING
@@ -100,6 +166,9 @@ class TrainerConfig:
     warmup_steps: int | None = None
     max_grad_norm: float = 1.0
     regression_bias: str = "zero"
+    loss_reduction: str = "token_mean"
+    label_smoothing: float = 0.0
+    backbone_dropout: float | None = None
     precision: str = "fp32"
     group_by_length: bool = False
     gradient_checkpointing: bool = False
@@ -166,6 +235,7 @@ class RunConfig:
     trainer: TrainerConfig = MISSING
     scale: ScaleConfig = MISSING
     tracking: TrackingConfig = MISSING
+    decoding: DecodingConfig = MISSING
     experiment: str = "custom"
     settings: str = "paper"
     recipe: str | None = None
@@ -183,6 +253,11 @@ class RunConfig:
 def text_of(task: TaskConfig, scale: ScaleConfig) -> TextConfig | None:
     """How a backbone that writes sees the task at this scale."""
     return task.micro_text if scale.data == "micro" else task.text
+
+
+def generation_of(task: TaskConfig, scale: ScaleConfig) -> GenerationConfig | None:
+    """How a task whose answers are texts is set at this scale; None for a task with labels."""
+    return task.micro_generation if scale.data == "micro" else task.generation
 
 
 def writes_text(model_type: str) -> bool:

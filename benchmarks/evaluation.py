@@ -1,23 +1,72 @@
-"""Predictions of one run on one split, and their scores."""
+"""Predictions of one run on one split, and their scores; the loss on texts that should have been written."""
+
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 
-from benchmarks.config import TaskConfig
+from benchmarks.config import LOSS, TaskConfig
 from benchmarks.job import Job
 from benchmarks.metrics import score
+from benchmarks.tasks.sequences import IGNORED
 from benchmarks.tasks.tokenizing import TokenizedSplit
 from benchmarks.tasks.writing import ILLEGAL
+from benchmarks.text_metrics import score_texts
 from peft_methods.attached import Attached
 from peft_methods.inputs import Batch
+
+
+def validate(attached: Attached, k: int, job: Job, name: str, accelerator: Accelerator) -> dict[str, float] | None:
+    """Run k's scores on a validation split during training: all metrics, or the loss where answers are texts (their
+    metrics need a beam search, which is left to the end). None where the model gave no finite numbers."""
+    if job.texts is not None:
+        loss = target_loss(attached, k, job, job.data[name], accelerator)
+        return {LOSS: loss} if math.isfinite(loss) else None
+    predictions = predict(attached, k, job, job.data[name], accelerator)
+    return None if predictions is None else scores(job.cfg.task, predictions, job.data[name].labels)
 
 
 @torch.no_grad()
 def predict(attached: Attached, k: int, job: Job, split: TokenizedSplit, accelerator: Accelerator) -> np.ndarray | None:
     """(N,) predicted labels of run k (raw values for regression), in the order of the split; None where the model gave
     no finite numbers. Processes share the batches."""
+
+    def answer(rows: np.ndarray, batches: list[Batch | None]) -> np.ndarray:
+        batches[k] = send_to_device(job.question_batch(split, rows), accelerator.device)
+        return job.answer(attached, k, batches)
+
+    results = _by_batches(attached, job, split, accelerator, answer)
+    if not np.isfinite(results).all():
+        return None
+    return results.astype(np.float32) if job.cfg.task.num_labels == 1 else results.astype(np.int64)
+
+
+@torch.no_grad()
+def target_loss(attached: Attached, k: int, job: Job, split: TokenizedSplit, accelerator: Accelerator) -> float:
+    """Mean cross-entropy of the target tokens, without label smoothing."""
+
+    def losses(rows: np.ndarray, batches: list[Batch | None]) -> np.ndarray:
+        batch = send_to_device(job.labelled_batch(split, rows), accelerator.device)
+        labels = batch.pop("labels")
+        batches[k] = batch
+        logits = attached(batches)[k]
+        assert logits is not None
+        each = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        return each.view(labels.shape).double().sum(1).cpu().numpy()
+
+    summed = _by_batches(attached, job, split, accelerator, losses)
+    return float(summed.sum() / len(split.targets[0])) if split.targets is not None else math.nan
+
+
+def _by_batches(
+    attached: Attached, job: Job, split: TokenizedSplit, accelerator: Accelerator,
+    values_of: Callable[[np.ndarray, list[Batch | None]], np.ndarray],
+) -> np.ndarray:  # fmt: skip
+    """(N,) a number for every row of the split; processes share the batches."""
     attached.eval()
     size = job.cfg.trainer.eval_batch_size
     # By length: little padding; longest first: memory fails early.
@@ -26,17 +75,27 @@ def predict(attached: Attached, k: int, job: Job, split: TokenizedSplit, acceler
     mine: list[tuple[np.ndarray, np.ndarray]] = []
     for start in list(starts)[accelerator.process_index :: accelerator.num_processes]:
         rows = order[start : start + size]
-        batches: list[Batch | None] = [None] * len(attached.runs)
-        batches[k] = send_to_device(job.question_batch(split, rows), accelerator.device)
         with accelerator.autocast():
-            mine.append((rows, job.answer(attached, k, batches)))
+            mine.append((rows, values_of(rows, [None] * len(attached.runs))))
     parts = gather_object(mine) if accelerator.num_processes > 1 else mine
     results = np.empty(len(order), dtype=np.float64)
     for rows, values in parts:
         results[rows] = values
-    if not np.isfinite(results).all():
-        return None
-    return results.astype(np.float32) if job.cfg.task.num_labels == 1 else results.astype(np.int64)
+    return results
+
+
+def text_scores(
+    task: TaskConfig, outputs: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, float | None]:
+    """Every metric of a task whose answers are texts; None where it needs Java and there is none."""
+    return score_texts(outputs, references, [name for name in task.metrics if name != LOSS])
+
+
+def better(metric: str, value: float, than: float | None) -> bool:
+    """Whether a validation score is the best so far; a loss is better if it is lower."""
+    if not math.isfinite(value) or than is None:
+        return math.isfinite(value)
+    return value < than if metric == LOSS else value > than
 
 
 def scores(task: TaskConfig, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:

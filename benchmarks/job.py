@@ -1,6 +1,7 @@
 """One run's part in a pack: its configuration, its examples, and what the loop does with them.
 
-A backbone with a head classifies; one that writes is trained on the tokens of the answer and answers by writing.
+A backbone with a head classifies; one that writes is trained on the tokens of the answer and answers by writing: a
+label in words (`writer`), or a text that is compared with references (`texts`).
 """
 
 from collections.abc import Callable
@@ -13,20 +14,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.config import RunConfig
+from benchmarks.tasks.generating import TextWriter
+from benchmarks.tasks.sequences import IGNORED, Sequences
 from benchmarks.tasks.tokenizing import TokenizedSplit, collate
-from benchmarks.tasks.writing import IGNORED, Writer
+from benchmarks.tasks.writing import Writer
 from peft_methods.attached import Attached
 from peft_methods.inputs import Batch
 
 
 @dataclass
 class Job:
-    """writer: None where the run classifies. on_evaluation: who wants to hear of its evaluations."""
+    """writer, texts: None where the run classifies, at most one of them. on_evaluation: who wants to hear of them."""
 
     cfg: RunConfig
     data: dict[str, TokenizedSplit]
     pad_token_id: int
     writer: Writer | None = None
+    texts: TextWriter | None = None
     on_evaluation: Callable[[dict[str, Any]], None] = lambda point: None
 
     @property
@@ -34,29 +38,46 @@ class Job:
         """What the run trains on."""
         return self.data[self.cfg.task.train_split]
 
+    @property
+    def sequences(self) -> Sequences | None:
+        """What makes the batches of a backbone that writes."""
+        return self.writer or self.texts
+
     def training_batch(self, rows: np.ndarray) -> dict[str, Tensor]:
         """The batch of these training rows (B,), `labels` included."""
-        if self.writer is not None:
-            return self.writer.training_batch(self.train_split, rows)
-        return collate(self.train_split, rows, self.pad_token_id)
+        return self.labelled_batch(self.train_split, rows)
+
+    def labelled_batch(self, split: TokenizedSplit, rows: np.ndarray) -> dict[str, Tensor]:
+        """The batch of these rows (B,), `labels` included."""
+        if self.sequences is not None:
+            return self.sequences.training_batch(split, rows)
+        return collate(split, rows, self.pad_token_id)
 
     def weight(self, rows: np.ndarray) -> int:
         """What a step's summed loss is divided by: examples, or tokens to be written."""
-        return len(rows) if self.writer is None else sum(map(len, self.train_split.target_rows(rows)))
+        if self.sequences is None or self.cfg.trainer.loss_reduction == "example_sum":
+            return len(rows)
+        return sum(map(len, self.train_split.target_rows(rows)))
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Summed over the examples (cross-entropy, or squared error for regression) or the tokens to be written."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bf16 logits, full-precision loss
-        if self.writer is not None:
-            return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        if self.sequences is not None:
+            smoothing = self.cfg.trainer.label_smoothing
+            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+            if not smoothing:
+                return loss
+            # LoRA's code: (1 - s) NLL + s times the mean over the vocabulary of -log p
+            mean = -F.log_softmax(logits, dim=-1).mean(-1)[labels != IGNORED].sum()
+            return (1 - smoothing) * loss + smoothing * mean
         if self.cfg.task.num_labels == 1:
             return F.mse_loss(logits[:, 0], labels.to(logits.dtype), reduction="sum")
         return F.cross_entropy(logits, labels, reduction="sum")
 
     def question_batch(self, split: TokenizedSplit, rows: np.ndarray) -> dict[str, Tensor]:
         """The batch of these rows, to be answered."""
-        if self.writer is not None:
-            return self.writer.question_batch(split, rows)
+        if self.sequences is not None:
+            return self.sequences.question_batch(split, rows)
         return collate(split, rows, self.pad_token_id)
 
     def answer(self, attached: Attached, k: int, batches: list[Batch | None]) -> np.ndarray:

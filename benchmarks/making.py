@@ -18,12 +18,14 @@ from benchmarks.backbone import Backbone, describe, load_backbone
 from benchmarks.checkpoint import load_checkpoint
 from benchmarks.checks import check_length
 from benchmarks.compose import build_method
-from benchmarks.config import RunConfig, is_control, text_of, writes_text
-from benchmarks.evaluation import predict
+from benchmarks.config import RunConfig, generation_of, is_control, text_of, writes_text
+from benchmarks.decoding import Outputs, decode, end_tokens
+from benchmarks.evaluation import predict, target_loss
 from benchmarks.job import Job
 from benchmarks.prepare import Outcome, Prepared, found_done, outcome_of, prepare, recorded_score, selected_score
 from benchmarks.progress import Checkpointing, StepProgress
 from benchmarks.record import RecordError, write_record
+from benchmarks.tasks.generating import INPUTS, TextWriter
 from benchmarks.tasks.tokenizing import tokenize
 from benchmarks.tasks.writing import Writer
 from benchmarks.tracking import Tracker
@@ -112,14 +114,11 @@ def _attach(todo: list[Prepared], backbone: Backbone, micro_batch_size: int | No
         jobs = []
         for k, p in enumerate(todo):
             check_length(p.cfg, attached.positions(k))
-            if not attached.run(k).trained():
-                raise ValueError(
-                    f"{type(methods[k]).__name__} trains nothing but a head, and {p.cfg.backbone.name} answers in text "
-                    "without one: change method="
-                )
+            _check_trained(p.cfg, bool(attached.run(k).trained()))
             if p.parent is not None and p.cfg.init_from is not None:
                 parents.start_from(attached, k, p.parent, p.cfg.init_from.head_dense)
             cfg = _with_micro_batch(p.cfg, micro_batch_size)
+            attached.streams[k].backbone = p.cfg.trainer.backbone_dropout is None
             if writes:
                 jobs.append(_writing_job(p, cfg, backbone, attached))
                 continue
@@ -133,9 +132,28 @@ def _attach(todo: list[Prepared], backbone: Backbone, micro_batch_size: int | No
     return attached, jobs
 
 
+def _check_trained(cfg: RunConfig, trains: bool) -> None:
+    """A run trains something for some steps, or nothing for none."""
+    method = cfg.method["_target_"].rpartition(".")[2]
+    if not trains and cfg.trainer.epochs:
+        raise ValueError(
+            f"{method} trains nothing but a head, and {cfg.backbone.name} answers in text without one: change method=, "
+            "or set trainer.epochs=0 to score the frozen backbone"
+        )
+    if trains and not cfg.trainer.epochs:
+        raise ValueError(f"trainer.epochs=0 with {method}, which would stay as it is drawn: give it some epochs")
+
+
 def _writing_job(p: Prepared, cfg: RunConfig, backbone: Backbone, attached: Attached) -> Job:
+    decoder_only = attached.table.architecture.decoder_only
+    generation = generation_of(p.cfg.task, p.cfg.scale)
+    if generation is not None:
+        end_tokens(p.cfg.decoding, backbone.tokenizer)  # a text that is no token is refused before the training
+        texts = TextWriter(generation, backbone.tokenizer, decoder_only)
+        splits = texts.tokenize(p.data, p.cfg.trainer.max_length, p.cfg.decoding.max_new_tokens)
+        return Job(cfg, splits, texts.pad, texts=texts)
     text = text_of(p.cfg.task, p.cfg.scale)
-    writer = Writer(p.cfg.task, text, backbone.tokenizer, attached.table.architecture.decoder_only)
+    writer = Writer(p.cfg.task, text, backbone.tokenizer, decoder_only)
     return Job(cfg, writer.tokenize(p.data, p.cfg.trainer.max_length), writer.pad, writer)
 
 
@@ -172,7 +190,7 @@ def _train_and_record(
             tracker.finish({"diverged": r.position.diverged}, failed=True)
             outcomes.append(_failed(p, "diverged", r.position.diverged, r.position.history, held))
             continue
-        output = _output(r, start, accelerator, memory)
+        output = _output(r, start, accelerator, memory, show_progress)
         if held is not None:
             held.check()
         path = parents.trained_path(p.cfg, p.run_id)
@@ -185,22 +203,27 @@ def _train_and_record(
     return outcomes
 
 
-def _output(r: Run, start: dict[str, Tensor], accelerator: Accelerator, memory: int) -> RunOutput:
+def _output(r: Run, start: dict[str, Tensor], accelerator: Accelerator, memory: int, show_progress: bool) -> RunOutput:
     """Score the last and the best checkpoint on every split; afterwards the selected one is attached."""
-    cfg, position = r.job.cfg, r.position
-    splits = [s for s in r.job.data if s != cfg.task.train_split]
+    cfg, position, losses = r.job.cfg, r.position, dict[str, dict[str, float]]()
+    splits = [s for s in r.job.data if s != cfg.task.train_split and not s.endswith(INPUTS)]
 
-    def decoded() -> dict[str, np.ndarray]:
-        found = {s: predict(r.attached, r.k, r.job, r.job.data[s], accelerator) for s in splits}
-        return {s: predictions for s, predictions in found.items() if predictions is not None}
+    def decoded(checkpoint: str) -> dict[str, np.ndarray | Outputs]:
+        if r.job.texts is None:
+            found = {s: predict(r.attached, r.k, r.job, r.job.data[s], accelerator) for s in splits}
+            return {s: predictions for s, predictions in found.items() if predictions is not None}
+        losses[checkpoint] = {s: target_loss(r.attached, r.k, r.job, r.job.data[s], accelerator) for s in splits}
+        bars = {s: f"{cfg.experiment} seed {cfg.seed}: {s}, {checkpoint}" if show_progress else None for s in splits}
+        return {s: decode(r.attached, r.k, r.job, r.job.data[s + INPUTS], accelerator, bars[s]) for s in splits}
 
     began = time.perf_counter()
     last = trained_tensors(r.attached, r.k)
-    predictions = {"last": decoded()}
+    predictions = {"last": decoded("last")}
     unmoved = [n for n, t in last.items() if t.equal(start[n]) and not n.endswith("key.bias")]
     same = position.best_epoch == r.epoch
     restore_best(r)
-    predictions["best"] = predictions["last"] if same else decoded()
+    predictions["best"] = predictions["last"] if same else decoded("best")
+    losses |= {"best": losses["last"]} if same and losses else {}
     if cfg.trainer.selection == "last" and not same:
         r.best = last
         restore_best(r)
@@ -215,7 +238,7 @@ def _output(r: Run, start: dict[str, Tensor], accelerator: Accelerator, memory: 
     epochs: dict[str, float | None] = {"last": r.epoch, "best": position.best_epoch}
     counts = count_parameters(r.attached, r.k)
     params = {name: getattr(counts, name) for name in PARAMS}
-    return RunOutput(predictions, epochs, position.history, params, unmoved, cost)
+    return RunOutput(predictions, epochs, losses, position.history, params, unmoved, cost)
 
 
 def _control(p: Prepared) -> Outcome:

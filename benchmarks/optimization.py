@@ -48,7 +48,8 @@ def make_optimizer(parameters: Mapping[str, Parameter], cfg: TrainerConfig) -> O
         {"params": [p for p in parameters.values() if p.ndim >= 2], "weight_decay": cfg.weight_decay},
         {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
+    # of nothing, for a run that trains nothing: an optimizer wants at least one parameter
+    groups = [group for group in groups if group["params"]] or [{"params": [Parameter(torch.empty(0))]}]
     kinds = {"adamw": AdamW, "bert_adam": BertAdam}
     if cfg.optimizer not in kinds:
         raise ValueError(f"trainer.optimizer={cfg.optimizer!r}: expected one of {', '.join(kinds)}")

@@ -1,7 +1,8 @@
-"""Pretrain a small backbone on the micro language and ship it as a Hugging Face folder.
+"""Pretrain a small backbone, on the micro language (shipped) or on real text, and write it as a Hugging Face folder.
 
     python -m benchmarks.pretraining --model bert    # remake one in its place (--output FOLDER: elsewhere)
     python -m benchmarks.pretraining --check         # remake all, compare with the shipped ones
+    peft-bench pretrain --model small_gpt2 --text DIR --output DIR   # on real text, for scale=small
 
 Every architecture has the objective of its published checkpoints (micro/objectives.py). BERT also predicts whether the
 second sentence follows the first (half the time it comes from another document), which is what trains its pooler;
@@ -35,6 +36,7 @@ from benchmarks.micro.builders import BUILDERS, DROPOUT, Sizes
 from benchmarks.micro.folder import LOSS_TOLERANCE, compare, load_pretrained, load_tokenizer, replace_folder
 from benchmarks.micro.language import LANGUAGE_VERSION
 from benchmarks.micro.masking import PairStream
+from benchmarks.micro.notes import notes
 from benchmarks.micro.objectives import (
     Stream,
     check_objective,
@@ -45,6 +47,7 @@ from benchmarks.micro.objectives import (
     validation_loss,
 )
 from benchmarks.micro.span_corruption import SpanStream
+from benchmarks.real_text import read_documents
 from peft_methods.state import file_sha256
 
 BACKBONES = Path(__file__).parent / "micro" / "backbones"
@@ -71,6 +74,9 @@ class PretrainConfig:
     seed: int = 0
     threads: int = 1
     documents: int | None = None  # of the training corpus; None: all
+    notes: bool = False  # and as many of notes.py
+    text: Path | None = None  # folder of real text instead of the generated language (real_text.py)
+    precision: str = "fp32"  # of the forward pass: or bf16
     start: Path | None = None  # folder of a backbone of these sizes to go on from, tokenizer included; None: random
 
 
@@ -90,11 +96,27 @@ SHIPPED = {
     "bert": PretrainConfig("bert", BACKBONES / "micro_bert"),
     "roberta": PretrainConfig("roberta", BACKBONES / "micro_roberta"),
     "gpt2": PretrainConfig(
-        "gpt2", BACKBONES / "micro_gpt2", "causal_lm", Sizes(heads=4, positions=128), steps=6_000, batch_size=16
+        "gpt2",
+        BACKBONES / "micro_gpt2",
+        "causal_lm",
+        Sizes(heads=4, positions=128),
+        steps=12_000,
+        batch_size=16,
+        notes=True,
     ),
     **_T5,
     **{f"{name}_lm": _adapted(spans) for name, spans in _T5.items()},
 }
+
+
+# Made of real text, for scale=small: too large to ship, --text says where the text lies.
+OF_TEXT = {
+    "small_gpt2": PretrainConfig(
+        "gpt2", Path("outputs") / "backbones" / "small_gpt2", "causal_lm",
+        Sizes(hidden_size=192, layers=4, heads=6, vocab_size=8192, positions=256),
+        steps=3_500, batch_size=16, learning_rate=1e-3, precision="bf16",
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,12 +125,13 @@ class PretrainReport:
 
     output: str
     steps: int
+    parameters: int  # tied ones once
     tokens: int  # seen in training by encoder and decoder, padding excluded
     train_loss: float  # mean over the last 5% of the steps, both objectives of BERT together
     validation_loss: float  # nats per predicted token, noise fixed by the seed; BERT's without "does it follow?"
     seconds: float
     seed: int
-    language_version: str
+    language_version: str | None  # None: real text
     weights_sha256: str
     versions: dict[str, str]
 
@@ -128,7 +151,9 @@ def pretrain(cfg: PretrainConfig) -> PretrainReport:
 
 def _pretrain(cfg: PretrainConfig) -> PretrainReport:
     torch.manual_seed(cfg.seed)
-    documents = documents_of("train")[: cfg.documents]
+    documents = _documents(cfg, "train")[: cfg.documents]
+    if cfg.notes:
+        documents += [note.split("\n") for note in notes("train")[: cfg.documents]]
     tokenizer, model = _start(cfg, documents)
     stream = make_stream(
         cfg.objective,
@@ -151,7 +176,8 @@ def _pretrain(cfg: PretrainConfig) -> PretrainReport:
     for step in bar:
         _ease_in(cfg, stream, step)
         batch = stream.batch()
-        loss = training_loss(model, batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=cfg.precision == "bf16"):
+            loss = training_loss(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -167,6 +193,7 @@ def _pretrain(cfg: PretrainConfig) -> PretrainReport:
 
     for rate in DROPOUT[cfg.model_type]:
         setattr(model.config, rate, cfg.dropout)
+    held_out = _documents(cfg, "validation")
     cfg.output.parent.mkdir(parents=True, exist_ok=True)
     # In a folder beside the target and renamed: a reader sees the old backbone or the new one, never half of one.
     scratch = Path(tempfile.mkdtemp(dir=cfg.output.parent, prefix=f".{cfg.output.name}."))
@@ -178,10 +205,11 @@ def _pretrain(cfg: PretrainConfig) -> PretrainReport:
             steps=cfg.steps,
             tokens=tokens,
             train_loss=round(float(np.mean(losses[-max(1, cfg.steps // 20) :])), 4),
-            validation_loss=round(validation_loss(model, tokenizer, cfg.objective), 4),
+            parameters=sum(p.numel() for p in model.parameters()),
+            validation_loss=round(validation_loss(model, tokenizer, cfg.objective, documents=held_out), 4),
             seconds=round(seconds, 1),
             seed=cfg.seed,
-            language_version=LANGUAGE_VERSION,
+            language_version=None if cfg.text else LANGUAGE_VERSION,
             weights_sha256=file_sha256(scratch / "model.safetensors"),
             versions={
                 "python": platform.python_version(),
@@ -191,7 +219,8 @@ def _pretrain(cfg: PretrainConfig) -> PretrainReport:
             },
         )
         # names, not where they lie on this machine
-        names = {"output": cfg.output.name, "start": cfg.start.name if cfg.start else None}
+        places = {"output": cfg.output, "start": cfg.start, "text": cfg.text}
+        names = {key: path.name if path else None for key, path in places.items()}
         config = asdict(cfg) | names
         record = json.dumps({"config": config, "report": asdict(report)}, indent=2)
         (scratch / "pretraining.json").write_text(record + "\n")
@@ -199,6 +228,10 @@ def _pretrain(cfg: PretrainConfig) -> PretrainReport:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return report
+
+
+def _documents(cfg: PretrainConfig, split: str) -> list[list[str]]:
+    return documents_of(split) if cfg.text is None else read_documents(cfg.text, split)
 
 
 def _start(cfg: PretrainConfig, documents: Sequence[Sequence[str]]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
@@ -245,7 +278,10 @@ def _decay_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str,
 def main(argv: Sequence[str] | None = None) -> int:
     """`peft-bench pretrain`: 0 if all was made and, with --check, every backbone is within the tolerance."""
     parser = argparse.ArgumentParser(prog="peft-bench pretrain", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", choices=sorted(SHIPPED), help="backbone to pretrain")
+    parser.add_argument("--model", choices=sorted(SHIPPED | OF_TEXT), help="backbone to pretrain")
+    parser.add_argument(
+        "--text", type=Path, metavar="DIR", help="real text for small_gpt2: DIR/<collection>/train.parquet"
+    )
     parser.add_argument("--output", type=Path, help="folder to write (default: the shipped one)")
     parser.add_argument("--steps", type=int, help="instead of the backbone's own number")
     parser.add_argument("--seed", type=int, default=PretrainConfig.seed)
@@ -253,6 +289,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not args.model and not args.check:
         parser.error("nothing to do: give --model or --check")
+    if (args.model in OF_TEXT) != (args.text is not None):
+        parser.error(f"--text DIR goes with --model {' or '.join(OF_TEXT)}, and these need it")
+    if args.text is not None:
+        return _pretrain_on_text(replace(OF_TEXT[args.model], text=args.text, seed=args.seed), args)
     passed = True
     for made in [SHIPPED[args.model]] if args.model else SHIPPED.values():
         shipped = made.output
@@ -274,6 +314,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"(tolerance {LOSS_TOLERANCE}); same tokenizer: {result.same_tokenizer}, bits: {result.same_bits}"
                 )
     return 0 if passed else 1
+
+
+def _pretrain_on_text(made: PretrainConfig, args: argparse.Namespace) -> int:
+    cfg = replace(made, output=args.output or made.output, steps=args.steps or made.steps)
+    report = pretrain(cfg)
+    print(
+        f"{cfg.output}: {report.parameters:,} parameters, {report.tokens:,} tokens, validation loss "
+        f"{report.validation_loss:.4f} nats per token, {report.seconds:.0f} s"
+    )
+    return 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, TypedDict
 
 SCHEMA = 2
@@ -40,7 +41,8 @@ class Selection(TypedDict):
 
 
 class Score(TypedDict):
-    """One metric on one split at one checkpoint; `score` in the metric's own range (a fraction), None if undefined."""
+    """One metric on one split at one checkpoint; `score` in the metric's own range (a fraction, but for UNBOUNDED),
+    None if undefined or, of texts, where the machine could not compute it."""
 
     split: str
     checkpoint: Literal["best", "last"]
@@ -48,6 +50,9 @@ class Score(TypedDict):
     metric: str
     score: float | None
     n: int  # examples scored
+
+
+UNBOUNDED = {"loss", "nist", "cider"}  # metrics that may exceed 1
 
 
 class HistoryPoint(TypedDict):
@@ -213,7 +218,8 @@ def check(record: object) -> None:
         raise RecordError(f"a score lacks one of {', '.join(fields)}")
     for score in scores:
         value = score["score"]
-        if not (value is None or (isinstance(value, int | float) and not abs(value) > 1 + 1e-9)):
+        limit = math.inf if score["metric"] in UNBOUNDED else 1 + 1e-9
+        if not (value is None or (isinstance(value, int | float) and not abs(value) > limit)):
             raise RecordError(f"score {value!r} of {score['metric']} on {score['split']}: expected a fraction or null")
         if not isinstance(score["n"], int) or not isinstance(score["epoch"], int | float | None):
             raise RecordError(

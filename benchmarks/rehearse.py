@@ -46,7 +46,7 @@ class Act:
 def plan(patterns: Sequence[str] = ("*",), task: str = "*") -> list[Act]:
     """Every experiment file (or those that match a pattern), with settings paper, then script where a recipe exists.
 
-    Of the file's own sweep, tasks and method sizes run in full; of trainer.* and seed, the first value.
+    Of the file's own sweep, tasks and method sizes run in full; of trainer.*, task.*, prompts and seed the first value.
     """
     acts = []
     for file in sorted((CONF_DIR / "experiment").rglob("*.yaml")):
@@ -57,7 +57,8 @@ def plan(patterns: Sequence[str] = ("*",), task: str = "*") -> list[Act]:
         if "task" not in params:
             raise ValueError(f"{file} names no tasks; expected hydra.sweeper.params.task, as in its neighbors")
         values = {key: [job[0] for job in expand([f"{key}={value}"])] for key, value in params.items()}
-        values = {key: v[:1] if key == "seed" or key.startswith("trainer.") else v for key, v in values.items()}
+        first = ("seed", "trainer.", "task.", "start_words", "hand_written")
+        values = {key: v[:1] if key.startswith(first) else v for key, v in values.items()}
         if experiment.startswith("grid/"):
             values["task"] = values["task"][:1]  # at micro scale, where every task is seen elsewhere
         values["task"] = [t for t in values["task"] if fnmatch.fnmatch(t.rpartition("/")[2], task)]
@@ -84,10 +85,12 @@ def compose_act(act: Act, folder: Path) -> list[RunConfig]:
     At scale=paper; the experiments in the folders small/ and grid/ are in no paper, theirs are small and micro.
     """
     scale = {"small": "small", "grid": "micro"}.get(act.experiment.partition("/")[0], "paper")
-    short = [f"trainer.max_steps={STEPS}"]
+    short = [f"trainer.max_steps={STEPS}", "decoding.max_new_tokens=6"]
     places = [f"results_dir={folder / 'results'}", *([] if scale == "micro" else [f"data_dir={folder / 'data'}"])]
     cfgs = [compose_job([*job, f"scale={scale}", *short, *places]) for job in act.jobs]
     for cfg in cfgs:
+        if scale == "small" and cfg.task.generation is not None:
+            cfg.task.generation.train_rows = cfg.task.generation.validation_rows = None  # there are fewer
         if scale != "micro":
             cfg.backbone_dir = str(folder / "backbones" / f"layers_{_layers(cfg)}")
         if cfg.init_from is not None:
@@ -110,8 +113,8 @@ def build_standins(cfgs: Sequence[RunConfig]) -> None:
 
 
 def _layers(cfg: RunConfig) -> int:
-    """One layer, and those that the method leaves out (AdapterDrop)."""
-    return 1 + int(cfg.method.get("skip_layers", 0))
+    """One layer and those that the method leaves out (AdapterDrop), or as many as it trains (FT-top2)."""
+    return max(1 + int(cfg.method.get("skip_layers", 0)), int(cfg.method.get("layers", 1)))
 
 
 def rehearse(cfg: RunConfig) -> list[str]:
@@ -122,7 +125,7 @@ def rehearse(cfg: RunConfig) -> list[str]:
     if outcome.status == "failed":
         return [f"failed: {outcome.message}"]
     record = read_record(record_path(cfg.results_dir, cfg.experiment, outcome.run_id))
-    control = is_control(cfg)
+    control = is_control(cfg) or not cfg.trainer.epochs
     scored = {(s["split"], s["checkpoint"], s["metric"]) for s in record["scores"]}
     wanted = set(product(cfg.task.validation_splits, ("best", "last"), cfg.task.metrics))
     steps = [point["step"] for point in record["history"]]

@@ -19,7 +19,17 @@ _NOT_SCIENTIFIC = {
     "trainer": {"eval_batch_size", "precision", "gradient_checkpointing"},
 }
 # Fields younger than the first records: left out at the value those runs had, so that their identities stand.
-_ADDED_LATER = {"trainer": {"regression_bias": "zero"}}
+_ADDED_LATER: dict[str, dict[str, Any]] = {
+    "task": {"public_test": False},
+    "trainer": {
+        "regression_bias": "zero",
+        "loss_reduction": "token_mean",
+        "label_smoothing": 0.0,
+        "backbone_dropout": None,
+    },
+}
+
+_SPEED_OF_DECODING = {"name", "batch_size"}
 
 
 def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,9 +39,15 @@ def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
         part[group] = {k: v for k, v in part[group].items() if k not in names}
     for group, defaults in _ADDED_LATER.items():
         part[group] = {k: v for k, v in part[group].items() if k not in defaults or v != defaults[k]}
-    part["task"] = {k: v for k, v in part["task"].items() if k not in ("text", "micro_text")}
+    by_scale = {"text": "micro_text", "generation": "micro_generation"}
+    part["task"] = {k: v for k, v in part["task"].items() if k not in {*by_scale, *by_scale.values()}}
+    micro = config["scale"]["data"] == "micro"
     if writes_text(part["backbone"]["model_type"]):
-        part["task"]["text"] = config["task"]["micro_text" if config["scale"]["data"] == "micro" else "text"]
+        part["task"]["text"] = config["task"]["micro_text" if micro else "text"]
+    generation = config["task"].get("micro_generation" if micro else "generation")
+    if generation is not None:
+        part["task"]["generation"] = generation
+        part["decoding"] = {k: v for k, v in config["decoding"].items() if k not in _SPEED_OF_DECODING}
     part["scale"] = config["scale"]["name"]
     return part
 

@@ -27,6 +27,9 @@ from transformers import (
     BertConfig,
     BertForPreTraining,
     BertTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Tokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     RobertaConfig,
@@ -34,11 +37,12 @@ from transformers import (
     RobertaTokenizer,
 )
 
-from benchmarks.config import BackboneConfig, TaskConfig
+from benchmarks.config import BackboneConfig, GenerationConfig, TaskConfig
 from benchmarks.micro.builders import byte_level_bpe
 
 HEAD_SIZE = 4  # width = number of heads times this
 ROWS = {"train": 40, "validation": 16, "test": 8}  # by the first word of the split
+TEXT_ROWS = {"train": 60, "validation": 36, "test": 8}
 LONG_ROW = 3  # of every validation split: longer than any max_length, so that truncation and the last position are met
 LONG_WORDS = 700  # not in training splits: with dropout, attention over 512 tokens takes most of a rehearsal
 
@@ -51,8 +55,8 @@ WORDS = (
 
 
 def make_backbone(root: Path, backbone: BackboneConfig, layers: int = 1) -> Path:
-    """Write `<root>/<hub_id>/` for a BERT or RoBERTa checkpoint; returns the folder."""
-    builders = {"bert": _bert, "roberta": _roberta}
+    """Write `<root>/<hub_id>/` for a BERT, RoBERTa or GPT-2 checkpoint; returns the folder."""
+    builders = {"bert": _bert, "roberta": _roberta, "gpt2": _gpt2}
     if backbone.model_type not in builders:
         raise ValueError(
             f"no stand-in for model_type={backbone.model_type!r} (known: {', '.join(builders)}); add one to "
@@ -60,12 +64,11 @@ def make_backbone(root: Path, backbone: BackboneConfig, layers: int = 1) -> Path
         )
     folder = root / backbone.hub_id
     folder.mkdir(parents=True)
-    heads = backbone.architecture["num_attention_heads"]
-    small = {
-        "num_hidden_layers": layers,
-        "hidden_size": HEAD_SIZE * heads,
-        "intermediate_size": 4 * HEAD_SIZE * heads,
-    }
+    if backbone.model_type == "gpt2":
+        small = {"n_layer": layers, "n_embd": HEAD_SIZE * backbone.architecture["n_head"]}
+    else:
+        width = HEAD_SIZE * backbone.architecture["num_attention_heads"]
+        small = {"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": 4 * width}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tokenizer, model = builders[backbone.model_type](folder, {**backbone.architecture, **small})
@@ -77,7 +80,8 @@ def make_backbone(root: Path, backbone: BackboneConfig, layers: int = 1) -> Path
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": positions}) + "\n")
     model.save_pretrained(folder)
     weights = folder / "model.safetensors"
-    save_file({_name_on_hub(name): t for name, t in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    named = {_name_on_hub(name): t for name, t in load_file(weights).items()}
+    save_file(named, weights, metadata={"format": "pt"})
     return folder
 
 
@@ -85,6 +89,11 @@ def make_task(root: Path, task: TaskConfig) -> Path:
     """Write `<root>/<dataset>/<subset>/` with every split of a task; test labels are hidden (-1), as on the hub."""
     folder = root / task.dataset / task.subset
     folder.mkdir(parents=True, exist_ok=True)
+    if task.generation is not None:
+        for split in (task.train_split, *task.validation_splits, *task.test_splits):
+            rows = _text_rows(task.name, task.generation, split)
+            Dataset.from_dict(rows).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+        return folder
     label = Value("float32") if task.num_labels == 1 else ClassLabel(num_classes=task.num_labels)
     features = Features({c: Value("string") for c in task.text_columns} | {"label": label, "idx": Value("int32")})
     for split in (task.train_split, *task.validation_splits, *task.test_splits):
@@ -128,9 +137,10 @@ def _cache_task(cache: Path, folder: Path, task: TaskConfig) -> None:
     files = {path.name.partition("-")[0]: [str(path)] for path in sorted(folder.glob("*.parquet"))}
     name = task.hub_id.rpartition("/")[2]
     with tempfile.TemporaryDirectory() as scratch:
-        builder = Parquet(cache_dir=scratch, dataset_name=name, config_name=task.subset, data_files=files, hash=COMMIT)
+        subset = task.subset or "default"
+        builder = Parquet(cache_dir=scratch, dataset_name=name, config_name=subset, data_files=files, hash=COMMIT)
         builder.download_and_prepare()
-        shutil.copytree(builder.cache_dir, cache / task.hub_id.replace("/", "___") / task.subset / "0.0.0" / COMMIT)
+        shutil.copytree(builder.cache_dir, cache / task.hub_id.replace("/", "___") / subset / "0.0.0" / COMMIT)
 
 
 def _bert(folder: Path, sizes: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
@@ -162,8 +172,23 @@ def _roberta(folder: Path, sizes: Mapping[str, Any]) -> tuple[PreTrainedTokenize
     return tokenizer, RobertaForMaskedLM(config)
 
 
+def _gpt2(folder: Path, sizes: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Byte-level BPE with <|endoftext|> last and no padding token; two line breaks are one token, as published."""
+    sentences = [_sentence(random.Random(i), 12) + " active\n\n" for i in range(100)]  # a word to start a prefix from
+    vocabulary, merges = byte_level_bpe(sentences, 400, [])
+    vocabulary["<|endoftext|>"] = end = len(vocabulary)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    (folder / "merges.txt").write_text("".join(["#version: 0.2\n", *(f"{left} {right}\n" for left, right in merges)]))
+    tokenizer = GPT2Tokenizer(vocab=vocabulary, merges=merges, model_max_length=sizes["n_positions"])
+    ids = {"vocab_size": len(vocabulary), "bos_token_id": end, "eos_token_id": end}
+    return tokenizer, GPT2LMHeadModel(GPT2Config(**{**sizes, **ids}))
+
+
 def _name_on_hub(name: str) -> str:
-    """BERT's published files still have TensorFlow's names for LayerNorms; RoBERTa's have today's."""
+    """BERT's published files still have TensorFlow's names for LayerNorms; RoBERTa's have today's. GPT-2's are those of
+    the model without its output layer."""
+    if name.startswith("transformer."):
+        return name.removeprefix("transformer.")
     if not name.startswith(("bert.", "cls.")):
         return name
     return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
@@ -184,6 +209,19 @@ def _rows(task: TaskConfig, split: str, hidden: bool) -> dict[str, list[Any]]:
         lengths[LONG_ROW] = LONG_WORDS
     texts = {column: [_sentence(generator, length) for length in lengths] for column in task.text_columns}
     return {**texts, "label": labels, "idx": list(range(n))}
+
+
+def _text_rows(name: str, generation: GenerationConfig, split: str) -> dict[str, list[Any]]:
+    """Two rows for every source, as E2E has them; one source is longer than any max_length."""
+    generator, n = random.Random(f"{name} {split}"), TEXT_ROWS[split.split("_")[0]]
+    sources, targets = [], []
+    for i in range(n):
+        value = _sentence(generator, LONG_WORDS if i // 2 == LONG_ROW and split != "train" else 1 + i % 7 // 2)
+        value = f"{i // 2} {value}".rstrip(".")
+        line = f"name[{value}], eatType[pub], near[{generator.choice(WORDS)}]"
+        sources.append(line if generation.linearization == "e2e" else f"name : {value}")
+        targets.append(_sentence(generator, generator.randint(4, 12)))
+    return {generation.source_column: sources, generation.target_column: targets}
 
 
 def _sentence(generator: random.Random, words: int) -> str:

@@ -18,7 +18,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from benchmarks.config import RunConfig
-from benchmarks.evaluation import predict, scores
+from benchmarks.evaluation import better, validate
 from benchmarks.job import Job
 from benchmarks.optimization import make_optimizer, make_schedule
 from peft_methods.attached import Attached
@@ -85,7 +85,8 @@ class Run:
     def update(self, loss: Tensor) -> None:
         """Clip, step, and advance; `loss` is the step's mean loss, still on the device."""
         parameters = list(self.parameters.values())
-        nn.utils.clip_grad_norm_(parameters, self.job.cfg.trainer.max_grad_norm)
+        if self.job.cfg.trainer.max_grad_norm:
+            nn.utils.clip_grad_norm_(parameters, self.job.cfg.trainer.max_grad_norm)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -118,17 +119,15 @@ class Run:
             "scores": {},
         }
         for name in cfg.task.validation_splits:
-            split = self.job.data[name]
-            predictions = predict(self.attached, self.k, self.job, split, accelerator)
-            if predictions is None:
+            found = validate(self.attached, self.k, self.job, name, accelerator)
+            if found is None:
                 position.diverged = f"the predictions on {name} were not finite at step {position.step}"
                 return
-            point["scores"][name] = scores(cfg.task, predictions, split.labels)
+            point["scores"][name] = found
         position.window_losses = []
         position.history.append(point)
         value = point["scores"][cfg.task.validation_splits[0]][cfg.task.selection_metric]
-        better = math.isfinite(value) and (position.best_score is None or value > position.best_score)
-        if better or not self.best:
+        if better(cfg.task.selection_metric, value, position.best_score) or not self.best:
             position.best_score = value if math.isfinite(value) else None
             position.best_epoch = self.epoch
             self.best = trained_tensors(self.attached, self.k)

@@ -91,7 +91,8 @@ def _attention(
         if bias is not None and prefix:
             before = _prefix_bias(place, bias, q.shape[2], key.shape[2], prefix, padding)
             bias = torch.cat([before, bias.expand(len(before), -1, -1, -1)], dim=3)
-        if dropout == 0.0:
+        rate = place.streams[k].of_backbone(dropout)
+        if rate == 0.0:
             return sdpa_attention_forward(
                 module, q, keys, values, mask, 0.0, scaling, is_causal=False, position_bias=bias
             )[0]
@@ -102,7 +103,7 @@ def _attention(
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         weights = F.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(q.dtype)
         tokens = {2: place.tokens[0], 3: place.tokens[1]}
-        weights = place.streams[k].dropout(weights, dropout, f"{place.name}.weights{which}", tokens)
+        weights = place.streams[k].dropout(weights, rate, f"{place.name}.weights{which}", tokens)
         return (weights @ values).transpose(1, 2).contiguous()
 
     masks = [] if attention_mask is None else [attention_mask.expand(len(query), -1, -1, -1)]

@@ -18,13 +18,19 @@ class DropoutStream:
     """The mask counter of one run. The training loop sets `step` and `micro_batch`; `attach` sets `padding`.
 
     seed: the run's seed. padding: by how many positions the pack is wider than the run's own batch, for the tokens of
-    `input_ids` ("input") and of `decoder_input_ids` ("target").
+    `input_ids` ("input") and of `decoder_input_ids` ("target"). backbone: whether the backbone's own dropouts drop for
+    this run; some published code trains with all of them off.
     """
 
     seed: int
     step: int = 0
     micro_batch: int = 0
+    backbone: bool = True
     padding: dict[str, int] = field(default_factory=dict)
+
+    def of_backbone(self, p: float) -> float:
+        """The probability at which one of the backbone's own dropouts drops for this run."""
+        return p if self.backbone else 0.0
 
     def dropout(self, x: Tensor, p: float, site: str, tokens: Mapping[int, str] | None = None) -> Tensor:
         """Inverted dropout of `x`, (B, ..) -> (B, ..). tokens: which axes are tokens, and whose, e.g. {1: "input"}."""

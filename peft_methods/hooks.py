@@ -80,7 +80,12 @@ def _dropout(attached: Attached, name: str, p: float) -> Callable[..., Any]:
             site = name if calls == 1 else f"{name}/{calls}"
         x, rest = _first(output)
         axes = {3: {1: tokens}, 4: {2: tokens, 3: tokens}}.get(x.dim())
-        return _join(attached.each_run([x], lambda k, y: attached.streams[k].dropout(y, p, site, axes)), rest)
+
+        def drop(k: int, y: Tensor) -> Tensor:
+            stream = attached.streams[k]
+            return stream.dropout(y, stream.of_backbone(p), site, axes)
+
+        return _join(attached.each_run([x], drop), rest)
 
     return hook
 

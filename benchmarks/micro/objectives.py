@@ -82,10 +82,15 @@ def training_loss(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def validation_loss(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, objective: str, batches: int = 20
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    objective: str,
+    batches: int = 20,
+    documents: Sequence[Sequence[str]] | None = None,
 ) -> float:
-    """The objective's loss on the validation corpus, in its unit (see above); the same batches and noise every time."""
-    stream = _validation_stream(objective, model.config.model_type, tokenizer)
+    """The objective's loss on the validation corpus, or on these documents, in its unit (see above); the same batches
+    and noise every time."""
+    stream = _validation_stream(objective, model.config.model_type, tokenizer, documents)
     model.eval()
     if objective == "mlm":
         losses = [mlm_loss(model, stream.batch(), next_sentence=False) for _ in range(batches)]
@@ -111,8 +116,13 @@ def unigram_loss(
     return float(torch.cat([nats[_labels(validation)] for _ in range(batches)]).mean())
 
 
-def _validation_stream(objective: str, model_type: str, tokenizer: PreTrainedTokenizerBase) -> Stream:
-    documents = documents_of("validation")
+def _validation_stream(
+    objective: str,
+    model_type: str,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Sequence[str]] | None = None,
+) -> Stream:
+    documents = documents_of("validation") if documents is None else documents
     return make_stream(objective, model_type, tokenizer, documents, 64, tokenizer.model_max_length, seed=1)
 
 

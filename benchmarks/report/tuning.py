@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.config import LOSS
 from benchmarks.report.rows import results_frame
 
 
 def chosen_rates(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean validation score per experiment (rows) and learning rate (columns), and the rate that is best."""
+    """Mean validation score per experiment (rows) and learning rate (columns), and the rate that is best: the highest
+    score, or the lowest loss."""
     if frame.empty:
         raise ValueError("no records: expected those of `peft-bench sweep micro_tuning results_dir=...`")
     selected = frame[
@@ -23,7 +25,9 @@ def chosen_rates(frame: pd.DataFrame) -> pd.DataFrame:
     ]
     scores = selected.pivot_table("score", ["experiment", "learning_rate"], "task", aggfunc="mean", dropna=False)
     means = scores.mean(axis="columns", skipna=False).unstack("learning_rate")
-    return means.assign(best=means.idxmax(axis="columns"))
+    lowest = set(selected.loc[selected["metric"] == LOSS, "experiment"])
+    best = [row.idxmin() if experiment in lowest else row.idxmax() for experiment, row in means.iterrows()]
+    return means.assign(best=best)
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """A task's description → its examples, checked: the generated language, a local folder, or the Hugging Face hub.
 
+Tasks with labels are read here, those whose answers are texts in generating.py; both get their tables from read_tables.
+
 Nothing is repaired: a row that cannot be trained on or scored stops the run before training, by its number (from 0).
 """
 
@@ -10,13 +12,13 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.config import ScaleConfig, TaskConfig
+from benchmarks.config import ScaleConfig, TaskConfig, generation_of
 
 Columns = Mapping[str, Sequence[Any]]  # column name -> values, row by row
 
@@ -32,28 +34,46 @@ class TaskData:
     texts: split -> rows of one or two texts. labels: split -> (N,) int64 classes, or float64 for regression.
     source: the version of the generated tasks ("micro-2"), or the dataset ("glue"). sha256: of these texts and labels
     by split; file layout, paths and unused columns do not matter.
+    Where answers are texts: a row is a source and one of its targets, labels tell which of `inputs` the source is;
+    inputs: split -> the M different sources; references: split -> the texts each is scored against.
     """
 
     texts: dict[str, list[tuple[str, ...]]]
     labels: dict[str, np.ndarray]
     source: str
     sha256: str
+    inputs: dict[str, list[str]] = field(default_factory=dict)
+    references: dict[str, list[list[str]]] = field(default_factory=dict)
 
 
-class _Wanted(NamedTuple):
-    """The part of the configuration that decides which data are read: hashable, for the cache."""
+class Wanted(NamedTuple):
+    """Which tables are read: hashable, for the cache. `columns` and `splits` each with the key that names it."""
 
     name: str
     dataset: str
     hub_id: str
     subset: str
+    columns: tuple[tuple[str, str], ...]
+    splits: tuple[tuple[str, str], ...]
+    source: str  # micro or published
+    data_dir: str | None
+
+
+class _Labels(NamedTuple):
+    """What a task with labels says of them."""
+
     text_columns: tuple[str, ...]
     label_column: str
     num_labels: int
     label_range: tuple[float, ...]
-    splits: tuple[tuple[str, str], ...]  # split, and the key of the configuration that names it
-    source: str  # micro or published
-    data_dir: str | None
+
+
+def splits_of(task: TaskConfig, scale: ScaleConfig) -> tuple[tuple[str, str], ...]:
+    """The splits that a run reads, each with the key of the configuration that names it."""
+    splits = [(task.train_split, "task.train_split")]
+    splits += [(split, "task.validation_splits") for split in task.validation_splits]
+    splits += [(split, "task.test_splits") for split in task.test_splits if scale.evaluate_test or task.public_test]
+    return tuple(splits)
 
 
 def load_task(task: TaskConfig, scale: ScaleConfig, data_dir: str | None) -> TaskData:
@@ -62,61 +82,66 @@ def load_task(task: TaskConfig, scale: ScaleConfig, data_dir: str | None) -> Tas
     scale.data "micro" generates them; "published" reads `<data_dir>/<dataset>/<subset>/<split>.parquet` (or the hub's
     `<split>-00000-of-0000N.parquet`), or downloads `hub_id` where data_dir is None. Raises DataError.
     """
-    splits = [(task.train_split, "task.train_split")]
-    splits += [(split, "task.validation_splits") for split in task.validation_splits]
-    splits += [(split, "task.test_splits") for split in task.test_splits if scale.evaluate_test]
-    wanted = _Wanted(
+    if generation_of(task, scale) is not None:
+        from benchmarks.tasks.generating import load_generation
+
+        return load_generation(task, scale, data_dir)
+    texts = [(column, "task.text_columns") for column in task.text_columns]
+    wanted = Wanted(
         task.name,
         task.dataset,
         task.hub_id,
         task.subset,
-        tuple(task.text_columns),
-        task.label_column,
-        task.num_labels,
-        tuple(task.label_range),
-        tuple(splits),
+        (*texts, (task.label_column, "task.label_column")),
+        splits_of(task, scale),
         scale.data,
         data_dir,
     )
-    return _load(wanted)
+    return _load(wanted, _Labels(tuple(task.text_columns), task.label_column, task.num_labels, tuple(task.label_range)))
 
 
 @functools.lru_cache(maxsize=16)  # a sweep over GLUE comes back to each of its tasks
-def _load(wanted: _Wanted) -> TaskData:
-    _check_description(wanted)
-    if wanted.source == "micro":
-        from benchmarks.micro.tasks import TASKS_VERSION, load_micro
+def _load(wanted: Wanted, described: _Labels) -> TaskData:
+    _check_description(wanted.name, described)
+    tables, source = read_tables(wanted)
+    texts, labels = {}, {}
+    for split, columns in tables.items():
+        where = f"split {split!r} of {wanted.name}"
+        texts[split] = _texts(described.text_columns, columns, where)
+        labels[split] = _labels(described, columns[described.label_column], where)
+    return TaskData(texts, labels, source, content_hash(texts, labels))
 
-        tables: Mapping[str, Columns] = load_micro(wanted.name)
+
+def read_tables(wanted: Wanted) -> tuple[dict[str, Columns], str]:
+    """Every wanted split with the wanted columns, at least one row each, and where they are from. Raises DataError."""
+    if wanted.source == "micro":
+        from benchmarks.micro.load import load_tables
+
+        tables: Mapping[str, Columns]
+        tables, source = load_tables(wanted.name)
         _require_splits(wanted, tables, f"the generated task {wanted.name}")
-        source = TASKS_VERSION
     elif wanted.source == "published":
         tables = _from_hub(wanted) if wanted.data_dir is None else _from_folder(wanted, wanted.data_dir)
         source = wanted.dataset
     else:
         raise DataError(f"scale.data is {wanted.source!r}, expected 'micro' or 'published'; change it in conf/scale/")
-    texts, labels = {}, {}
     for split, _ in wanted.splits:
-        where = f"split {split!r} of {wanted.name}"
-        columns = tables[split]
-        _check_columns(wanted, columns, where)
-        texts[split] = _texts(wanted, columns, where)
-        labels[split] = _labels(wanted, columns[wanted.label_column], where)
-    return TaskData(texts, labels, source, _content_hash(texts, labels))
+        _check_columns(wanted, tables[split], f"split {split!r} of {wanted.name}")
+    return {split: tables[split] for split, _ in wanted.splits}, source
 
 
-def _check_description(wanted: _Wanted) -> None:
-    if not 1 <= len(wanted.text_columns) <= 2:
-        given = list(wanted.text_columns)
-        raise DataError(f"{wanted.name} has text columns {given}, expected one or two; change task.text_columns")
-    if wanted.num_labels > 1 and wanted.label_range != (0, wanted.num_labels - 1):
+def _check_description(name: str, described: _Labels) -> None:
+    if not 1 <= len(described.text_columns) <= 2:
+        given = list(described.text_columns)
+        raise DataError(f"{name} has text columns {given}, expected one or two; change task.text_columns")
+    if described.num_labels > 1 and described.label_range != (0, described.num_labels - 1):
         raise DataError(
-            f"{wanted.name} has {wanted.num_labels} classes but label_range {list(wanted.label_range)}, expected "
-            f"[0, {wanted.num_labels - 1}]; change task.label_range or task.num_labels"
+            f"{name} has {described.num_labels} classes but label_range {list(described.label_range)}, expected "
+            f"[0, {described.num_labels - 1}]; change task.label_range or task.num_labels"
         )
 
 
-def _require_splits(wanted: _Wanted, present: Mapping[str, Any], place: str) -> None:
+def _require_splits(wanted: Wanted, present: Mapping[str, Any], place: str) -> None:
     for split, key in wanted.splits:
         if split not in present:
             raise DataError(f"no split {split!r} in {place} (found: {', '.join(present) or 'none'}); {_rename(key)}")
@@ -126,7 +151,7 @@ def _rename(key: str) -> str:
     return f"name another split with {key}=" + ("<split>" if key == "task.train_split" else "[<split>,...]")
 
 
-def _from_folder(wanted: _Wanted, data_dir: str) -> dict[str, Columns]:
+def _from_folder(wanted: Wanted, data_dir: str) -> dict[str, Columns]:
     """Every wanted split from `<data_dir>/<dataset>/<subset>/`, by the parquet loader that reads the hub's files."""
     folder = Path(data_dir).expanduser() / wanted.dataset / wanted.subset
     if not folder.is_dir():
@@ -158,7 +183,7 @@ def _files(split: str, key: str, folder: Path, names: list[str]) -> list[Path]:
     return [folder / name for name in single or parts]
 
 
-def _read_parquet(wanted: _Wanted, split: str, paths: list[Path]) -> Columns:
+def _read_parquet(wanted: Wanted, split: str, paths: list[Path]) -> Columns:
     import datasets  # imports that runs on generated data do without
     from pyarrow import parquet
 
@@ -185,36 +210,40 @@ def _read_parquet(wanted: _Wanted, split: str, paths: list[Path]) -> Columns:
         return _used_columns(wanted, rows)
 
 
-def _from_hub(wanted: _Wanted) -> dict[str, Columns]:
+def _from_hub(wanted: Wanted) -> dict[str, Columns]:
     import datasets
 
     try:
-        tables = datasets.load_dataset(wanted.hub_id, wanted.subset)
+        tables = datasets.load_dataset(wanted.hub_id, wanted.subset or None)
     except Exception as error:  # no network, no such data set, no access: the library has a class for each
         raise DataError(
-            f"cannot load {wanted.hub_id} (subset {wanted.subset}) from the Hugging Face hub "
+            f"cannot load {_on_hub(wanted)} from the Hugging Face hub "
             f"({type(error).__name__}: {_first_line(error)}); set data_dir=<folder> to read "
-            f"<folder>/{wanted.dataset}/{wanted.subset}/<split>.parquet instead"
+            f"<folder>/{(Path(wanted.dataset) / wanted.subset).as_posix()}/<split>.parquet instead"
         ) from error
-    _require_splits(wanted, tables, f"{wanted.hub_id} (subset {wanted.subset}) on the hub")
+    _require_splits(wanted, tables, f"{_on_hub(wanted)} on the hub")
     return {split: _used_columns(wanted, tables[split]) for split, _ in wanted.splits}
 
 
-def _used_columns(wanted: _Wanted, rows: Any) -> Columns:
+def _on_hub(wanted: Wanted) -> str:
+    return wanted.hub_id + (f" (subset {wanted.subset})" if wanted.subset else "")
+
+
+def _used_columns(wanted: Wanted, rows: Any) -> Columns:
     """The columns we use of a datasets.Dataset as lists; of the others only that they exist."""
-    used = [name for name in (*wanted.text_columns, wanted.label_column) if name in rows.column_names]
+    used = [name for name, _ in wanted.columns if name in rows.column_names]
     columns: Columns = rows.select_columns(used).to_dict()
     return dict.fromkeys(rows.column_names, ()) | dict(columns)
 
 
-def _check_columns(wanted: _Wanted, columns: Columns, where: str) -> None:
-    keys = dict.fromkeys(wanted.text_columns, "task.text_columns") | {wanted.label_column: "task.label_column"}
+def _check_columns(wanted: Wanted, columns: Columns, where: str) -> None:
+    keys = dict(wanted.columns)
     if missing := [name for name in keys if name not in columns]:
         raise DataError(
             f"{where} has no column {', '.join(map(repr, missing))} (found: {', '.join(columns) or 'none'}); expected "
             f"{', '.join(keys)}: change {' and '.join(sorted({keys[name] for name in missing}))}"
         )
-    if not len(columns[wanted.label_column]):
+    if not len(columns[wanted.columns[-1][0]]):
         raise _no_rows(where)
 
 
@@ -222,28 +251,28 @@ def _no_rows(where: str) -> DataError:
     return DataError(f"{where} has no rows; expected at least one: check the file, or name another split")
 
 
-def _texts(wanted: _Wanted, columns: Columns, where: str) -> list[tuple[str, ...]]:
-    for name in wanted.text_columns:
+def _texts(names: Sequence[str], columns: Columns, where: str) -> list[tuple[str, ...]]:
+    for name in names:
         for number, text in enumerate(columns[name]):
             if not isinstance(text, str):
                 raise DataError(
                     f"{where}, column {name!r}, row {number} is {text!r}, expected a text; correct the row or "
                     "change task.text_columns"
                 )
-    return list(zip(*(columns[name] for name in wanted.text_columns), strict=True))
+    return list(zip(*(columns[name] for name in names), strict=True))
 
 
-def _labels(wanted: _Wanted, column: Sequence[Any], where: str) -> np.ndarray:
+def _labels(described: _Labels, column: Sequence[Any], where: str) -> np.ndarray:
     """(N,) labels, each within label_range; int64 for classes, float64 for regression."""
-    classes = wanted.num_labels > 1
-    low, high = wanted.label_range
+    classes = described.num_labels > 1
+    low, high = described.label_range
     for number, label in enumerate(column):
         legal = _is_number(label) and low <= label <= high and (not classes or label == int(label))
         if not legal:
             expected = f"a class from {low:g} to {high:g}" if classes else f"a number from {low:g} to {high:g}"
             hidden = " (the hub's mark for a hidden label: this split cannot be scored)" if label == -1 else ""
             raise DataError(
-                f"{where}, column {wanted.label_column!r}, row {number} is {label!r}{hidden}, expected {expected}; "
+                f"{where}, column {described.label_column!r}, row {number} is {label!r}{hidden}, expected {expected}; "
                 "correct the row, name another split, or change task.num_labels and task.label_range"
             )
     labels = np.asarray(column, dtype=np.int64 if classes else np.float64)
@@ -255,17 +284,28 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and math.isfinite(value)
 
 
-def _content_hash(texts: Mapping[str, list[tuple[str, ...]]], labels: Mapping[str, np.ndarray]) -> str:
+def content_hash(
+    texts: Mapping[str, list[tuple[str, ...]]],
+    labels: Mapping[str, np.ndarray],
+    references: Mapping[str, list[list[str]]] | None = None,
+) -> str:
     """Of every split's name, texts and labels. Lengths go in first, so that no two contents give the same bytes."""
     content = hashlib.sha256()
     for split in sorted(texts):
         content.update(f"{split}\0{len(texts[split])}\0{len(texts[split][0])}\0{labels[split].dtype.kind}\0".encode())
         for column in zip(*texts[split], strict=True):
-            encoded = [text.encode() for text in column]
-            content.update(np.fromiter(map(len, encoded), dtype="<i8", count=len(encoded)).tobytes())
-            content.update(b"".join(encoded))
+            _add(content, column)
         content.update(labels[split].astype(f"<{labels[split].dtype.kind}8").tobytes())
+        for group in (references or {}).get(split, ()):
+            content.update(f"{len(group)}\0".encode())
+            _add(content, group)
     return content.hexdigest()
+
+
+def _add(content: Any, column: Sequence[str]) -> None:
+    encoded = [text.encode() for text in column]
+    content.update(np.fromiter(map(len, encoded), dtype="<i8", count=len(encoded)).tobytes())
+    content.update(b"".join(encoded))
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,16 @@
+"""Every task of the micro language by name, and the version it is of."""
+
+from typing import Any
+
+Tables = dict[str, dict[str, list[Any]]]  # split -> column -> values
+
+
+def load_tables(name: str) -> tuple[Tables, str]:
+    """The splits of a generated task, and its version. Raises ValueError for an unknown one."""
+    if name == "e2e":
+        from benchmarks.micro.data_to_text import DATA_TO_TEXT_VERSION, load_data_to_text
+
+        return load_data_to_text(), DATA_TO_TEXT_VERSION
+    from benchmarks.micro.tasks import TASKS_VERSION, load_micro
+
+    return load_micro(name), TASKS_VERSION
