@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.report.reference import Reference
+from benchmarks.report.render import unit
 
 _UNVERIFIED = {
     "copied_unverified": "the paper copied it from work whose seeds and selection are not known",
@@ -32,16 +33,17 @@ def wanted_metric(printed: Mapping[Any, Any]) -> str:
     return str(printed["likely_metric"] or printed["metric"])
 
 
-def command(experiment: str) -> str:
+def command(experiment: str, data: str = "glue") -> str:
     """The command that makes the runs of a printed row."""
-    return f"peft-bench run -m experiment={experiment} scale=paper 'task=glob(glue/*)' 'seed=range(5)'"
+    tasks = "'task=glob(glue/*)' 'seed=range(5)'" if data.startswith("glue") else "task=e2e_tokenized 'seed=range(3)'"
+    return f"peft-bench run -m experiment={experiment} scale=paper {tasks}"
 
 
 def not_run(printed: Mapping[Any, Any]) -> Comparison:
     """For a printed cell without a run of ours."""
     if printed["obstacle"]:
         return Comparison(None, f"not run ({printed['obstacle']})", False)
-    return Comparison(None, f"not run: {command(printed['experiment'])}", False)
+    return Comparison(None, f"not run: {command(printed['experiment'], printed['data'])}", False)
 
 
 def compare(
@@ -58,7 +60,7 @@ def compare(
         return Comparison(None, f"not comparable ({reason})", True)
     if reason := _other_protocol(printed, ours, rule):
         return Comparison(None, f"not comparable ({reason})", True)
-    return Comparison(100 * ours["score"] - printed["value"], None, True)
+    return Comparison(unit(ours["metric"]) * ours["score"] - printed["value"], None, True)
 
 
 def _other_task(printed: Mapping[Any, Any], ours: Mapping[Any, Any], reference: Reference) -> str | None:

@@ -15,6 +15,8 @@ MARKS = {
     "one_class_predictions": ("ᶜ", "a run predicts one class throughout"),
     "parameters_did_not_move": ("ᵐ", "a run's trained tensors did not move"),
     "nan_loss": ("ⁿ", "a run's loss was NaN"),
+    "outputs_cut_off": ("ᵉ", "some output of a run came to no end and was cut off"),
+    "not_scored_without_java": ("ʲ", "METEOR of a run was not computed: no Java"),
 }
 OTHER_MARK = "ˣ"
 # What a control does by construction is no finding.
@@ -40,9 +42,9 @@ def cell_text(cell: Mapping[Any, Any], expected: int) -> str:
         return "conflict"
     if cell["state"] == "failed":
         return f"failed ({cell['cause']})"
-    text = points(cell["score"])
+    text = points(cell["score"], cell["metric"])
     if cell["high"] == cell["high"]:
-        text += f" ±{50 * (cell['high'] - cell['low']):.1f}"
+        text += f" ±{points((cell['high'] - cell['low']) / 2, cell['metric'])}"
     text += "".join(_mark(flag)[0] for flag in _flags(cell))
     if cell["column"] == AVERAGE:
         return text

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.record import RECORDS, Problem, write_files
-from benchmarks.report import micro, parameters, small, tables, tables_page
+from benchmarks.report import claims, curves, e2e, micro, parameters, small, tables, tables_page
 from benchmarks.report.conflicts import conflicts
 from benchmarks.report.reference import DIRECTORY, TABLES, Reference, read_reference
 from benchmarks.report.render import bullets, page, write
@@ -82,6 +82,24 @@ def write_tables(
             write(output, name, small.small_page(cells), cells)
             index.append(_entry(name, "Small scale: real text, small backbones", _filled(cells)))
             shown.append(small.small_page(cells))
+    for scale, (table_name, _) in e2e.TABLES.items():
+        for settings in _settings(frame, scale):
+            cells = e2e.e2e_table(frame, scale, settings)
+            if scale == micro.SCALE or (cells["state"] != "missing").any():
+                name = table_name if settings == "paper" else f"{table_name}_{settings}"
+                text = e2e.e2e_page(cells, scale)
+                write(output, name, text, cells)
+                index.append(_entry(name, text.partition("\n")[0].removeprefix("# "), _filled(cells)))
+                shown += [text] if (cells["state"] != "missing").any() else []
+    for curve in curves.CURVES:
+        for scale in (micro.SCALE, small.SCALE, tables.SCALE):
+            if not (of_curve := curves.curve_points(frame, curve, scale)).empty:
+                name = curves.write_curve(of_curve, curve, scale, output)
+                index.append(_entry(name, f"{curve.title}, at {scale} scale", f"{of_curve['n'].sum()} scores"))
+    judged = claims.judge(frame, claims.read_claims(DIRECTORY), micro.SCALE)
+    if (judged["verdict"] != claims.NOT_RUN).any():
+        write(output, "claims_e2e", claims.claims_page(judged, micro.SCALE), judged)
+        index.append(_entry("claims_e2e", "Claims of Li & Liang 2021, at micro scale", f"{len(judged)} inequalities"))
     runs = frame.drop_duplicates(RUN)
     states = runs["status"].value_counts()
     about = f"From {states.get('done', 0)} finished and {states.get('failed', 0)} failed runs, by `peft-bench report`."
@@ -95,7 +113,8 @@ def _in_tables(frame: pd.DataFrame, reference: Reference) -> pd.Series:
     """Which runs belong to a row of some table; at scale=small every experiment is one."""
     rows = {
         tables.SCALE: {experiment for table in reference.tables.values() for experiment in table["experiment"]},
-        micro.SCALE: {row.experiment for table in _micro_tables() for row in table.rows},
+        micro.SCALE: {row.experiment for table in _micro_tables() for row in table.rows}
+        | {row.experiment for row in e2e.MICRO_ROWS},
     }
     known = {(scale, experiment) for scale, of_scale in rows.items() for experiment in of_scale}
     keys = zip(frame["scale"], frame["experiment"], strict=True)
@@ -104,7 +123,8 @@ def _in_tables(frame: pd.DataFrame, reference: Reference) -> pd.Series:
 
 def _in_no_table(runs: pd.DataFrame, reference: Reference) -> str:
     """The runs that no table shows, by experiment; "" if there is none."""
-    others = runs[~_in_tables(runs, reference)]
+    in_curves = runs["experiment"].isin([name for curve in curves.CURVES for name in curve.experiments])
+    others = runs[~_in_tables(runs, reference) & ~in_curves]
     listed = [f"{name} ({scale}): {len(of)}" for (name, scale), of in others.groupby(["experiment", "scale"])]
     return f"Runs in no table: {', '.join(listed)}." if listed else ""
 

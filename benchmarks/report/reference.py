@@ -8,7 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 DIRECTORY = Path(__file__).parents[2] / "results" / "reference"
-TABLES = {"houlsby2019_table1": "Houlsby et al. 2019, Table 1", "lora_table2": "Hu et al. 2021 (LoRA), Table 2"}
+TABLES = {
+    "houlsby2019_table1": "Houlsby et al. 2019, Table 1",
+    "lora_table2": "Hu et al. 2021 (LoRA), Table 2",
+    "lora_table3": "Hu et al. 2021 (LoRA), Table 3",
+    "prefix_e2e": "Li & Liang 2021 (arXiv v1), E2E of tables 1 and 4",
+    "prefix_e2e_acl": "Li & Liang 2021 (ACL), E2E of tables 2 and 5",
+}
 _NUMBERS = ("value", "std", "n_seeds", "rows", "params")
 
 
@@ -26,7 +32,7 @@ def read_reference(directory: Path | str = DIRECTORY) -> Reference:
     """Read the reference files; text columns hold "" where a file has nothing, number columns NaN."""
     directory = Path(directory)
     tables = {name: _read(directory / f"{name}.csv") for name in TABLES}
-    splits = _read(directory / "glue_splits.csv")
+    splits = _read(directory / "splits.csv")
     sizes = dict(zip(zip(splits["task"], splits["split"], strict=True), splits["rows"], strict=True))
     backbones = _read(directory / "backbones.csv")
     shapes = dict(zip(backbones["backbone"], backbones["params"], strict=True))

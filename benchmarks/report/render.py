@@ -9,13 +9,24 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.record import write_files
+from benchmarks.record_schema import UNBOUNDED
 
 HOLE = "—"
 
 
-def points(score: float, signed: bool = False) -> str:
-    """A fraction in points with one decimal, as the papers print it; NaN as such."""
-    return "NaN" if math.isnan(score) else f"{100 * score:{'+' if signed else ''}.1f}"
+def unit(metric: str) -> float:
+    """What a score is multiplied by to be printed: 100, but for metrics that are no fractions."""
+    return 1.0 if metric in UNBOUNDED else 100.0
+
+
+def decimals(metric: str) -> int:
+    """How many decimals the papers print."""
+    return 2 if metric in UNBOUNDED else 1
+
+
+def points(score: float, metric: str = "", signed: bool = False) -> str:
+    """A score as the papers print it, a fraction in points with one decimal; NaN as such."""
+    return "NaN" if math.isnan(score) else f"{unit(metric) * score:{'+' if signed else ''}.{decimals(metric)}f}"
 
 
 def count(number: float) -> str:

@@ -53,6 +53,9 @@ class ResultRow:
     bottleneck_dim: int | None
     rank: int | None
     alpha: float | None
+    length: int | None  # of a prefix, infix or prompt
+    words: str | None  # that a prefix starts from; "" for a random start
+    source_form: str | None  # of a task answered in texts: what stands around a source
     parents: str  # run_ids this run started from, joined by spaces
     device: str | None
     dtype: str | None
@@ -82,7 +85,7 @@ _FIELDS = {  # the part of the record -> the row's field -> its key there
     "data": {"data_source": "source", "data_sha256": "sha256"},
     "data.rows": {"train_rows": "train"},
     "config.trainer": {name: name for name in ("learning_rate", "batch_size", "epochs")},
-    "config.method": {name: name for name in ("bottleneck_dim", "rank", "alpha")},
+    "config.method": {name: name for name in ("bottleneck_dim", "rank", "alpha", "length", "words")},
     "numerics": {name: name for name in ("device", "dtype", "threads", "pack")},
     "cost": {name: name for name in ("train_seconds", "tokens_per_second", "peak_memory_bytes")},
     "provenance": {"git_commit": "git_commit", "git_dirty": "git_dirty"},
@@ -156,6 +159,7 @@ def _run_fields(record: Mapping[str, Any]) -> dict[str, Any]:
     run = {name: record[name] for name in ("experiment", "scale", "settings", "task", "seed", "run_id", "status")}
     run |= {name: " ".join(record.get(name) or ()) for name in ("flags", "parents")}
     run["setting"] = _setting(record)
+    run["source_form"] = _source_form(record)
     changed = record.get("departures")
     run["departures"] = None if changed is None else "; ".join(f"{k} {v[0]} (not {v[1]})" for k, v in changed.items())
     for path, names in _PLAN:
@@ -165,6 +169,12 @@ def _run_fields(record: Mapping[str, Any]) -> dict[str, Any]:
         for name, key in names:
             run[name] = part.get(key)
     return run
+
+
+def _source_form(record: Mapping[str, Any]) -> str | None:
+    task = (record.get("config") or {}).get("task") or {}
+    name = "micro_generation" if record["scale"] == "micro" else "generation"
+    return (task.get(name) or {}).get("source")
 
 
 def _setting(record: Mapping[str, Any]) -> str | None:

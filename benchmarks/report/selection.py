@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pandas as pd
 
+from benchmarks.config import LOSS
 from benchmarks.report.statistics import summarize
 
 RUN = ["experiment", "run_id"]
@@ -70,6 +71,11 @@ def median_over_seeds_of_last_epoch(rows: pd.DataFrame) -> pd.DataFrame:
     return _cells(at_checkpoint(rows, "last"), "median")
 
 
+def mean_over_seeds_of_last_epoch(rows: pd.DataFrame) -> pd.DataFrame:
+    """Every run at its last epoch; the mean over seeds (Li & Liang 2021, released code)."""
+    return _cells(at_checkpoint(rows, "last"), "mean")
+
+
 def mean_over_seeds_of_selected_checkpoint(rows: pd.DataFrame) -> pd.DataFrame:
     """Every run at the checkpoint its configuration selects; the mean over seeds. For our own tables."""
     return _cells(at_selected(rows), "mean")
@@ -103,6 +109,7 @@ RULES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
         median_over_seeds_of_best_epoch,
         mean_over_seeds_of_best_epoch,
         median_over_seeds_of_last_epoch,
+        mean_over_seeds_of_last_epoch,
         mean_over_seeds_of_selected_checkpoint,
         best_on_validation_over_sweep_and_seeds,
         best_setting_on_validation_then_mean_over_seeds,
@@ -117,6 +124,7 @@ def _winners(at: pd.DataFrame) -> pd.DataFrame:
     depend on the order of files.
     """
     chosen_on = at[(at["split"] == at["selection_split"]) & (at["metric"] == at["selection_metric"])]
+    chosen_on = chosen_on.assign(score=chosen_on["score"].where(chosen_on["metric"] != LOSS, -chosen_on["score"]))
     order = chosen_on.sort_values(["score", "method_params", "seed", "run_id"], ascending=[False, True, True, True])
     return order.drop_duplicates(GROUP)
 

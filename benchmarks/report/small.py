@@ -30,11 +30,11 @@ def small_table(frame: pd.DataFrame, settings: str = "paper") -> pd.DataFrame:
     there = frame[(frame["scale"] == SCALE) & (frame["settings"] == settings)]
     tasks = set(there["task"])
     rows = []
-    for experiment, of_experiment in there.groupby("experiment"):
+    for experiment, of_experiment in there[there["task"] != "e2e"].groupby("experiment"):
         backbones = " + ".join(sorted(of_experiment["backbone"].dropna().astype(str).unique()))
         rows.append(GridRow(f"{experiment} ({backbones})" if backbones else str(experiment), str(experiment)))
     columns = [column for column in _columns() if column.task in tasks]
-    table = grid(frame, rows, columns, SCALE, settings, "validation")
+    table = grid(frame, rows, columns, SCALE, settings, "validation") if columns else pd.DataFrame()
     return table if table.empty else table[table["column"] != AVERAGE]
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from benchmarks.report.comparability import Comparison, compare, not_run, wanted_metric
 from benchmarks.report.conflicts import conflicts
 from benchmarks.report.reference import Reference
+from benchmarks.report.render import unit
 from benchmarks.report.selection import RULES
 
 SCALE = "paper"  # micro and small runs have tables of their own
@@ -74,8 +75,8 @@ def _line(
         "settings": settings,
         "rule": rule,
         "split": ours["split"] if ours else "",
-        "ours": 100 * ours["score"] if ours else _NAN,
-        "std": 100 * ours["std"] if ours else _NAN,
+        "ours": unit(ours["metric"]) * ours["score"] if ours else _NAN,
+        "std": unit(ours["metric"]) * ours["std"] if ours else _NAN,
         "seeds": ours["seeds"] if ours else 0,
         "difference": _NAN if result.difference is None else result.difference,
         "reason": result.reason or "",

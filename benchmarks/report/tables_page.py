@@ -10,7 +10,7 @@ import pandas as pd
 from benchmarks.report.comparability import command
 from benchmarks.report.grid_page import MARKS, OTHER_MARK
 from benchmarks.report.reference import TABLES
-from benchmarks.report.render import HOLE, bullets, markdown_table, page
+from benchmarks.report.render import HOLE, bullets, decimals, markdown_table, page
 
 _ABOUT = {
     "houlsby2019_table1": "BERT_LARGE on the GLUE test server. Matthews correlation for CoLA, F1 for MRPC and QQP, "
@@ -19,6 +19,11 @@ _ABOUT = {
     "captioned as matched and mismatched together, but the numbers that can be checked are the matched set alone. "
     "Avg: mean of the eight columns. The paper does not define its ±, the CSV has it. "
     "* copied by its authors from earlier work, † run by them in a restricted setting.",
+    "lora_table3": "GPT-2 medium and large on the E2E test set, the official script's scores with its Python backend, "
+    "whitespace-tokenised references. Mean over 3 seeds of the best epoch. * copied from arXiv v1 of Li & Liang.",
+    "prefix_e2e": "GPT-2 on the E2E test set, the official script's scores with its Python backend, "
+    "whitespace-tokenised references. The number of seeds is not stated; the released code takes the last step.",
+    "prefix_e2e_acl": "The same in the version of ACL 2021, which reran fine-tuning and PREFIX on GPT-2 medium.",
 }
 
 
@@ -37,7 +42,9 @@ def paper_page(table: pd.DataFrame, name: str, parameters: str, settings: str = 
         TABLES[name] if settings == "paper" else f"{TABLES[name]} ({settings} settings)",
         _ABOUT[name],
         markdown_table(["", "", *columns], lines, left=2),
-        bullets([*_legend(table), *reasons.legend()]),
+        bullets(
+            [*_legend(table, "glue" if name in ("houlsby2019_table1", "lora_table2") else "e2e"), *reasons.legend()]
+        ),
         "## Parameters",
         parameters,
     )
@@ -59,15 +66,15 @@ class _Reasons:
 def _printed(cell: Mapping[Any, Any], reasons: _Reasons) -> str:
     wrong_caption = cell["likely_metric"] and cell["likely_metric"] != cell["metric"]
     mark = reasons.mark(f"Likely {cell['likely_metric']}, not {cell['metric']} as captioned") if wrong_caption else ""
-    return f"{cell['printed']:.1f}{' ' if mark else ''}{mark}"
+    return f"{cell['printed']:.{decimals(cell['metric'])}f}{' ' if mark else ''}{mark}"
 
 
 def _ours(cell: Mapping[Any, Any], reasons: _Reasons) -> str:
     if cell["reason"].startswith("not run"):
         return HOLE
-    text = [] if cell["ours"] != cell["ours"] else [f"{cell['ours']:.1f}"]
+    text = [] if cell["ours"] != cell["ours"] else [f"{cell['ours']:.{decimals(cell['metric'])}f}"]
     if text and cell["std"] == cell["std"]:
-        text[0] += f" ±{cell['std']:.1f}"
+        text[0] += f" ±{cell['std']:.{decimals(cell['metric'])}f}"
     if text:
         text[0] += "".join(MARKS.get(flag, (OTHER_MARK,))[0] for flag in cell["flags"].split())
         text.append(f"({cell['seeds']:.0f})")
@@ -77,15 +84,15 @@ def _ours(cell: Mapping[Any, Any], reasons: _Reasons) -> str:
 
 
 def _difference(cell: Mapping[Any, Any]) -> str:
-    return "" if cell["difference"] != cell["difference"] else f"{cell['difference']:+.1f}"
+    return "" if cell["difference"] != cell["difference"] else f"{cell['difference']:+.{decimals(cell['metric'])}f}"
 
 
-def _legend(table: pd.DataFrame) -> Sequence[str]:
+def _legend(table: pd.DataFrame, data: str) -> Sequence[str]:
     legend = []
     holes = table[table["reason"].str.startswith("not run")]
     blocked = holes[holes["reason"].str.startswith("not run (")]
     if not holes.empty:
-        legend.append(f"{HOLE} not run. To run a row: `{command('<experiment>')}`, experiments as listed below.")
+        legend.append(f"{HOLE} not run. To run a row: `{command('<experiment>', data)}`, experiments as listed below.")
     for reason, of_reason in blocked.groupby("reason", sort=False):
         legend.append(f"{', '.join(of_reason['row'].drop_duplicates())}: {reason}.")
     if table["ours"].notna().any():

@@ -27,7 +27,7 @@ def chosen_rates(frame: pd.DataFrame) -> pd.DataFrame:
     means = scores.mean(axis="columns", skipna=False).unstack("learning_rate")
     lowest = set(selected.loc[selected["metric"] == LOSS, "experiment"])
     best = [row.idxmin() if experiment in lowest else row.idxmax() for experiment, row in means.iterrows()]
-    return means.assign(best=best)
+    return means.assign(best=pd.Series(best, index=means.index))
 
 
 def main() -> None:

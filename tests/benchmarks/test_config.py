@@ -33,6 +33,28 @@ EXPERIMENTS = sorted(
     for p in (CONF_DIR / "experiment").rglob("*.yaml")
     if "grid" not in p.parts  # tests/benchmarks/test_grid.py
 )
+# Learning rate, epochs and batch of the E2E rows: Li & Liang, v1 table 5 (GPT-2 large: not published, medium's), and
+# Hu et al., table 11 (adapter rows: not published, LoRA's).
+_PREFIX, _FINE_TUNED, _LORA = (8e-5, 5, 10), (5e-5, 5, 10), (2e-4, 5, 8)
+E2E = {
+    "prefix_tuning/table4_prefix": _PREFIX,
+    **{f"prefix_tuning/table4_{kind}_{n}": _PREFIX for kind in ("emb", "infix") for n in (1, 10, 20)},
+    "prefix_tuning/length": _PREFIX,
+    "prefix_tuning/table1_large_prefix": _PREFIX,
+    "prefix_tuning/table1_medium_full": _FINE_TUNED,
+    "prefix_tuning/table1_large_full": _FINE_TUNED,
+    "prefix_tuning/table1_medium_ft_top2": _FINE_TUNED,
+    "prefix_tuning/table1_medium_adapter_3pct": (5e-5, 5, 5),
+    "prefix_tuning/table1_medium_adapter_0_1pct": (8e-5, 10, 5),
+    **{f"prefix_tuning/low_data_{start}": (5e-5, 100, 10) for start in ("random", "words", "full")},
+    "prefix_tuning/hand_written": (1e-5, 0, 10),
+    **{f"lora/table3_gpt2_medium_{method}": _LORA for method in ("lora", "adapter_h")},
+    **{f"lora/table3_gpt2_large_{method}": _LORA for method in ("lora", "adapter_l_0_88m", "adapter_l_23m")},
+}
+LOW_DATA = {row for row in E2E if "low_data" in row}
+SMALL_E2E = {f"small/e2e_{n}" for n in ("full", "lora", "houlsby", "prefix")} | {
+    f"small/e2e_{kind}_{n}" for kind in ("emb", "infix") for n in (1, 10, 20)
+}
 GLUE = {"cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"}
 RUNS = {  # in the sweep of each experiment file: tasks x grid x seeds
     "houlsby2019/table1_full": 8 * 4 * 5,
@@ -43,6 +65,14 @@ RUNS = {  # in the sweep of each experiment file: tasks x grid x seeds
     "small/minilm_lora": 2,
     "small/minilm_full": 2,
     "small/minilm_head_only": 2,
+    "controls/gpt2_scratch": 3,
+    **dict.fromkeys(E2E, 3),
+    "prefix_tuning/length": 5 * 3,
+    "prefix_tuning/hand_written": 5,
+    "prefix_tuning/low_data_random": 3 * 5 * 2,
+    "prefix_tuning/low_data_full": 3 * 5 * 2,
+    "prefix_tuning/low_data_words": 8 * 3 * 5 * 2,
+    **dict.fromkeys(SMALL_E2E, 1),
 }
 LORA_RTE = ("experiment=lora/table2_roberta_base_lora", "task=glue/rte", "scale=paper")
 
@@ -75,9 +105,33 @@ def sweep_of(experiment: str) -> dict[str, list[str]]:
 
 
 def test_every_printed_row_has_an_experiment_file():
-    assert set(EXPERIMENTS) == {*ROWS} | {f"controls/{name}" for name in ("majority", "bag_of_words")} | {
-        f"controls/{backbone}_{name}" for backbone in ("bert", "roberta") for name in ("head_only", "scratch")
-    } | {f"small/minilm_{name}" for name in ("lora", "full", "head_only")}
+    assert (
+        set(EXPERIMENTS)
+        == {*ROWS}
+        | {f"controls/{name}" for name in ("majority", "bag_of_words")}
+        | {f"controls/{backbone}_{name}" for backbone in ("bert", "roberta") for name in ("head_only", "scratch")}
+        | {f"small/minilm_{name}" for name in ("lora", "full", "head_only")}
+        | {*E2E, "controls/gpt2_scratch"}
+        | SMALL_E2E
+    )
+
+
+@pytest.mark.parametrize("experiment", list(E2E))
+def test_published_settings_of_e2e(experiment: str):
+    cfg = run_config(f"experiment={experiment}", "scale=paper", "task=e2e")
+    check_config(cfg)
+    assert (cfg.trainer.learning_rate, cfg.trainer.epochs, cfg.trainer.batch_size) == E2E[experiment]
+    assert cfg.task.generation is not None
+    lora = experiment.startswith("lora/")
+    assert (cfg.decoding.beams, cfg.decoding.length_penalty) == ((10, 0.9) if lora else (5, 1.0))
+    assert (cfg.trainer.label_smoothing, cfg.trainer.max_grad_norm) == ((0.1, 0) if lora else (0.0, 1.0))
+    trains_a_prefix = cfg.method["_target_"].rpartition(".")[2] in ("Prefix", "Infix", "Prompt")
+    assert cfg.trainer.loss_reduction == ("example_sum" if trains_a_prefix else "token_mean")
+    assert cfg.trainer.backbone_dropout == (0 if trains_a_prefix or lora else None)
+    if lora:
+        for task in ("e2e", "e2e_tokenized"):
+            script = run_config(f"experiment={experiment}", "scale=paper", f"task={task}", "settings=script")
+            assert (script.decoding.length_penalty, script.trainer.selection) == (0.8, "last")
 
 
 @pytest.mark.parametrize("experiment", ROWS)
@@ -109,6 +163,11 @@ def test_published_settings(experiment: str):
 def test_no_recipe_file_is_misnamed():
     """Hydra skips an optional file silently: one that belongs to no row and task would never be read."""
     files = [p.relative_to(CONF_DIR / "recipe").with_suffix("").parts for p in (CONF_DIR / "recipe").rglob("*.yaml")]
+    of_e2e = {parts for parts in files if parts[-1].startswith("e2e")}
+    assert {("/".join(parts[:-1]), parts[-1]) for parts in of_e2e} == {
+        (f"script/{row}", task) for row in E2E if row.startswith("lora/") for task in ("e2e", "e2e_tokenized")
+    }
+    files = [parts for parts in files if parts not in of_e2e]
     named = {("/".join(parts[1:-2]), parts[-1], parts[0]) for parts in files}
     assert named <= set(SETTINGS)
     assert all(parts[-2] == "glue" for parts in files)
@@ -142,7 +201,8 @@ def test_every_task_composes_at_micro():
 def test_sweep_expands_to_the_published_number_of_runs(experiment: str):
     sweep = sweep_of(experiment)
     assert math.prod(len(values) for values in sweep.values()) == RUNS.get(experiment, 8 * 5)
-    assert sweep["seed"] == (["0"] if RUNS.get(experiment) in (2, 8) else ["0", "1", "2", "3", "4"])
+    seeds = 3 if RUNS.get(experiment) in (3, 15) else 2 if experiment in LOW_DATA else 5
+    assert sweep["seed"] == (["0"] if RUNS.get(experiment) in (1, 2, 5, 8) else [str(n) for n in range(seeds)])
 
 
 def test_swept_grid_reaches_the_run():

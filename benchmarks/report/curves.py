@@ -1,0 +1,161 @@
+"""Curves: scores of one experiment over what it varies (prefix length, training rows, start, hand-written prompt)."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.record import write_files
+from benchmarks.report.render import bullets, decimals, markdown_table, page, points, unit, write
+from benchmarks.report.selection import at_selected
+from benchmarks.report.statistics import summarize
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Runs of `experiments`, a line for each value of `series`, over `x` (None: a table without a figure)."""
+
+    name: str  # of its files
+    title: str
+    about: str
+    experiments: tuple[str, ...]
+    x: str | None
+    x_label: str
+    series: str
+    metrics: tuple[str, ...] = ("bleu", "nist", "meteor", "rouge_l", "cider", "loss")
+
+
+CURVES = [
+    Curve(
+        "prefix_length",
+        "Prefix length",
+        "Prefix tuning with 1 to 40 positions. Li & Liang 2021, figure 4, shows DART and XSUM; none of E2E is printed.",
+        ("prefix_tuning/length",),
+        "length",
+        "prefix length",
+        "experiment",
+    ),
+    Curve(
+        "low_data",
+        "Low data and the start of the prefix",
+        "Random start against the keys and values of words, and full fine-tuning, on subsamples of the training rows "
+        "(Li & Liang 2021, sections 6.3 and 7.4). The spread is over subsamples, the seed is one.",
+        ("prefix_tuning/low_data_random", "prefix_tuning/low_data_words", "prefix_tuning/low_data_full"),
+        "train_rows",
+        "training rows",
+        "start",
+    ),
+    Curve(
+        "hand_written",
+        "Hand-written prompts on the frozen model",
+        "Nothing is trained: the model writes on behind the prompt (conf/hand_written/). One deterministic run each.",
+        ("prefix_tuning/hand_written",),
+        None,
+        "",
+        "source_form",
+    ),
+]
+
+
+def curve_points(frame: pd.DataFrame, curve: Curve, scale: str) -> pd.DataFrame:
+    """One line per series, x and metric, on the test split: mean, interval, n; empty without runs.
+
+    A failed run is counted: its point has a smaller n, and `failed` says by how many.
+    """
+    own = frame[(frame["scale"] == scale) & frame["experiment"].isin(curve.experiments)]
+    if own.empty:
+        return pd.DataFrame()
+    words = own["words"].fillna("").str.strip()
+    methods = own["experiment"].str.rpartition("_")[2]
+    own = own.assign(start=words.where(words != "", methods), x=own[curve.x] if curve.x else 0.0)
+    failed = own[own["status"] == "failed"].groupby([curve.series, "x"]).size()
+    at = at_selected(own)
+    at = at[(at["split"] == "test") & at["metric"].isin(curve.metrics)]
+    lines = []
+    for (series, x, metric), of_point in at.groupby([curve.series, "x", "metric"], sort=True):
+        summary = summarize(of_point["score"].tolist())
+        lines.append(
+            {
+                "series": series,
+                "x": x,
+                "metric": metric,
+                "mean": summary.mean,
+                "low": summary.low,
+                "high": summary.high,
+                "n": summary.n,
+                "failed": int(failed.get((series, x), 0)),
+                "run_ids": " ".join(of_point["run_id"]),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def write_curve(table: pd.DataFrame, curve: Curve, scale: str, output: Path) -> str:
+    """Write the page, its numbers and its figure; return the name of the files."""
+    name = f"{scale}_{curve.name}"
+    figure = ""
+    if curve.x is not None:
+        write_files({output / f"{name}.svg": draw(table, curve)})
+        figure = f"![{curve.title}]({name}.svg)"
+    write(output, name, curve_page(table, curve, scale, figure), table)
+    return name
+
+
+def curve_page(table: pd.DataFrame, curve: Curve, scale: str, figure: str) -> str:
+    """The page of a curve: figure and numbers."""
+    lines = []
+    for (series, x), of_point in table.groupby(["series", "x"], sort=True):
+        cells = {str(line["metric"]): line for line in of_point.to_dict("records")}
+        first = next(iter(cells.values()))
+        label = [f"`{series}`"] if curve.x is None else [str(series), f"{x:g}"]
+        failed = f" ({first['failed']} failed)" if first["failed"] else ""
+        texts = [_cell(cells, metric) for metric in curve.metrics]
+        lines.append([*label, f"{first['n']}{failed}", *texts])
+    names = [*([""] if curve.x is None else ["", curve.x_label]), "n", *curve.metrics]
+    notes = [
+        "Test split, at each run's evaluation with the lowest validation loss; ± is the 95% interval of the mean "
+        "(Student's t).",
+        "BLEU, METEOR, ROUGE-L in points; NIST and CIDEr in their own units; loss in nats per token.",
+    ]
+    table_text = markdown_table(names, lines)
+    return page(f"{curve.title}, at {scale} scale", curve.about, figure, table_text, bullets(notes))
+
+
+def _cell(cells: dict[str, dict[Any, Any]], metric: str) -> str:
+    if metric not in cells:
+        return "—"
+    cell = cells[metric]
+    spread = (cell["high"] - cell["low"]) / 2
+    return points(cell["mean"], metric) + (f" ±{points(spread, metric)}" if spread == spread else "")
+
+
+def draw(table: pd.DataFrame, curve: Curve, metric: str = "bleu") -> bytes:
+    """The curve of one metric as SVG, with the interval of every point."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    of_metric = table[table["metric"] == metric]
+    with mpl.rc_context({"svg.hashsalt": curve.name, "svg.fonttype": "none", "font.size": 10}):
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        for series, of_series in of_metric.groupby("series", sort=True):
+            scaled = unit(metric) * of_series[["mean", "low", "high"]]
+            error = ((scaled["high"] - scaled["low"]) / 2).fillna(0.0)
+            label = None if of_metric["series"].nunique() == 1 else str(series)
+            axes.errorbar(of_series["x"], scaled["mean"], yerr=error, marker="o", capsize=3, label=label)
+        axes.set_xscale("log")
+        ticks = sorted(of_metric["x"].unique())
+        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel(curve.x_label)
+        axes.set_ylabel(f"{metric.upper()} (test, {decimals(metric)} decimal, 95% interval)")
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(fontsize=8)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
