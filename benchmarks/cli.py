@@ -18,6 +18,7 @@ usage: peft-bench VERB [arguments]      peft-bench VERB --help says more
   status    what is done, running, planned, failed (with its cause) and stale
   verify    a recorded run again: bit by bit, or within its tolerance on another machine
   score     the five official scores of texts in files: peft-bench score e2e --predictions FILE --references FILE
+  errata    trained runs decoded and scored in other ways: what each is worth (peft-bench errata e2e_gap)
   report    the papers' tables beside our runs, and the micro tables
   params    trainable-parameter counts beside the printed ones, from configurations alone
   latency   time of a forward pass, bytes stored and memory in training of the methods beside the backbone
@@ -203,6 +204,12 @@ def _score(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def _errata(argv: Sequence[str]) -> int:
+    from benchmarks.e2e_gap import main
+
+    return main(argv)
+
+
 def _params(argv: Sequence[str]) -> int:
     from benchmarks.params import main
 
@@ -234,6 +241,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "status": _status,
     "verify": _verify,
     "score": _score,
+    "errata": _errata,
     "report": _report,
     "params": _params,
     "latency": _latency,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.record import RECORDS, Problem, write_files
-from benchmarks.report import claims, curves, e2e, micro, parameters, small, tables, tables_page
+from benchmarks.report import claims, curves, e2e, e2e_gap, micro, parameters, small, tables, tables_page
 from benchmarks.report.conflicts import conflicts
 from benchmarks.report.reference import DIRECTORY, TABLES, Reference, read_reference
 from benchmarks.report.render import bullets, page, write
@@ -35,7 +35,8 @@ def main(argv: Sequence[str]) -> int:
         shown = frame[_in_tables(frame, reference)]
         problems += [Problem(str(options.results / RECORDS), str(conflict)) for conflict in conflicts(shown)]
         counts = parameters.read_counts(options.results / "tables" / parameters.COUNTS)
-        printed = write_tables(frame, reference, counts, output, problems)
+        gap = e2e_gap.read_gap(options.results)
+        printed = write_tables(frame, reference, counts, output, problems, gap)
     except (OSError, ValueError) as error:  # an unwritable folder, missing reference files, a stale table of counts
         print(f"no report: {error}", file=sys.stderr)
         return 2
@@ -52,6 +53,7 @@ def write_tables(
     counts: pd.DataFrame | None,
     output: Path,
     problems: Sequence[Problem] = (),
+    gap: pd.DataFrame | None = None,
 ) -> list[str]:
     """Write every table and an index into `output`; return the pages of our own tables that have runs."""
     index, shown = [], []
@@ -100,6 +102,10 @@ def write_tables(
     if (judged["verdict"] != claims.NOT_RUN).any():
         write(output, "claims_e2e", claims.claims_page(judged, micro.SCALE), judged)
         index.append(_entry("claims_e2e", "Claims of Li & Liang 2021, at micro scale", f"{len(judged)} inequalities"))
+    if gap is not None:
+        found = e2e_gap.effects(gap)
+        write(output, e2e_gap.NAME, e2e_gap.gap_page(gap), found)
+        index.append(_entry(e2e_gap.NAME, "E2E: what decoding and scoring are worth", f"{len(gap)} combinations"))
     runs = frame.drop_duplicates(RUN)
     states = runs["status"].value_counts()
     about = f"From {states.get('done', 0)} finished and {states.get('failed', 0)} failed runs, by `peft-bench report`."

@@ -49,6 +49,7 @@ E2E = {
     **{f"prefix_tuning/low_data_{start}": (5e-5, 100, 10) for start in ("random", "words", "full")},
     "prefix_tuning/hand_written": (1e-5, 0, 10),
     **{f"lora/table3_gpt2_medium_{method}": _LORA for method in ("lora", "adapter_h")},
+    "errata/e2e_gap": _LORA,
     **{f"lora/table3_gpt2_large_{method}": _LORA for method in ("lora", "adapter_l_0_88m", "adapter_l_23m")},
 }
 LOW_DATA = {row for row in E2E if "low_data" in row}
@@ -68,6 +69,7 @@ RUNS = {  # in the sweep of each experiment file: tasks x grid x seeds
     "controls/gpt2_scratch": 3,
     **dict.fromkeys(E2E, 3),
     "prefix_tuning/length": 5 * 3,
+    "errata/e2e_gap": 2 * 2 * 2 * 3,
     "prefix_tuning/hand_written": 5,
     "prefix_tuning/low_data_random": 3 * 5 * 2,
     "prefix_tuning/low_data_full": 3 * 5 * 2,
@@ -122,13 +124,13 @@ def test_published_settings_of_e2e(experiment: str):
     check_config(cfg)
     assert (cfg.trainer.learning_rate, cfg.trainer.epochs, cfg.trainer.batch_size) == E2E[experiment]
     assert cfg.task.generation is not None
-    lora = experiment.startswith("lora/")
+    lora = experiment.startswith(("lora/", "errata/"))
     assert (cfg.decoding.beams, cfg.decoding.length_penalty) == ((10, 0.9) if lora else (5, 1.0))
     assert (cfg.trainer.label_smoothing, cfg.trainer.max_grad_norm) == ((0.1, 0) if lora else (0.0, 1.0))
     trains_a_prefix = cfg.method["_target_"].rpartition(".")[2] in ("Prefix", "Infix", "Prompt")
     assert cfg.trainer.loss_reduction == ("example_sum" if trains_a_prefix else "token_mean")
     assert cfg.trainer.backbone_dropout == (0 if trains_a_prefix or lora else None)
-    if lora:
+    if experiment.startswith("lora/"):
         for task in ("e2e", "e2e_tokenized"):
             script = run_config(f"experiment={experiment}", "scale=paper", f"task={task}", "settings=script")
             assert (script.decoding.length_penalty, script.trainer.selection) == (0.8, "last")
@@ -201,7 +203,7 @@ def test_every_task_composes_at_micro():
 def test_sweep_expands_to_the_published_number_of_runs(experiment: str):
     sweep = sweep_of(experiment)
     assert math.prod(len(values) for values in sweep.values()) == RUNS.get(experiment, 8 * 5)
-    seeds = 3 if RUNS.get(experiment) in (3, 15) else 2 if experiment in LOW_DATA else 5
+    seeds = 3 if RUNS.get(experiment) in (3, 15, 24) else 2 if experiment in LOW_DATA else 5
     assert sweep["seed"] == (["0"] if RUNS.get(experiment) in (1, 2, 5, 8) else [str(n) for n in range(seeds)])
 
 

@@ -115,9 +115,9 @@ def test_the_plan_leaves_no_experiment_and_no_task_out():
     for file in scripts.rglob("*.yaml"):
         of_glue = file.parent.name == "glue"
         experiment = file.parents[int(of_glue)].relative_to(scripts).as_posix()
-        tasks = {task.rpartition("/")[2]: f"task={task}" for task in _swept(experiment)}
-        if file.stem in tasks:  # the papers' own E2E files are no task of a sweep
-            expected.setdefault((experiment, "script"), set()).add(tasks[file.stem])
+        named = {task.rpartition("/")[2]: f"task={task}" for task in _swept(experiment)}
+        if file.stem in named:  # the papers' own E2E files are no task of a sweep
+            expected.setdefault((experiment, "script"), set()).add(named[file.stem])
     acts = rehearse.plan()
     words = {(act.experiment, act.settings): {word for job in act.jobs for word in job} for act in acts}
     assert {key: {w for w in words[key] if w.startswith("task=")} for key in words} == expected

@@ -1,0 +1,170 @@
+"""E2E in the report: units, curves, claims as intervals, factors of the gap; all from rows made here."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from benchmarks.e2e_gap import main as errata
+from benchmarks.report.claims import FILE, judge, overall, read_claims
+from benchmarks.report.curves import CURVES, curve_page, curve_points, draw
+from benchmarks.report.e2e import COLUMNS, MICRO_ROWS, e2e_page, e2e_table
+from benchmarks.report.e2e_gap import effects, gap_page
+from benchmarks.report.reference import DIRECTORY, TABLES, read_reference
+from benchmarks.report.render import points
+from benchmarks.report.rows import ResultRow, as_frame
+
+NO: dict[str, Any] = {field.name: None for field in dataclasses.fields(ResultRow)}
+
+
+def row(experiment: str, seed: int, metric: str, score: float, **fields: Any) -> ResultRow:
+    return ResultRow(
+        **NO
+        | {
+            "experiment": experiment, "scale": "micro", "settings": "paper", "task": "e2e", "seed": seed,
+            "run_id": f"{experiment}{seed}{sorted(fields.items())}", "status": "done", "flags": "", "parents": "",
+            "selection_checkpoint": "best", "selection_split": "validation", "selection_metric": "loss",
+            "method_params": 100, "departures": "", "git_dirty": False, "split": "test", "checkpoint": "best",
+            "epoch": 1.0, "metric": metric, "score": score, "n": 500,
+        }
+        | fields
+    )  # fmt: skip
+
+
+def test_scores_are_printed_in_the_papers_units():
+    assert points(0.6821, "bleu") == "68.2"
+    assert points(8.8149, "nist") == "8.81"
+    assert points(2.4949, "cider") == "2.49"
+    assert points(-0.0123, signed=True) == "-1.2"
+
+
+def test_the_e2e_table_has_a_hole_where_no_run_is():
+    rows = [row("prefix_tuning/table4_prefix", seed, "bleu", 0.7 + seed / 100) for seed in range(3)]
+    rows += [row("prefix_tuning/table4_prefix", seed, "nist", 9.0 + seed) for seed in range(3)]
+    cells = e2e_table(as_frame(rows), "micro")
+    assert len(cells) == len(MICRO_ROWS) * len(COLUMNS)
+    text = e2e_page(cells, "micro")
+    (line,) = (line for line in text.split("\n") if line.startswith("| PREFIX"))
+    half = stats.t.ppf(0.975, 2) * np.std([0, 1, 2], ddof=1) / 3**0.5
+    assert f"71.0 ±{half:.1f}" in line
+    assert f"10.00 ±{half:.2f}" in line
+    assert line.count("—") == len(COLUMNS) - 2
+
+
+@pytest.mark.parametrize("name", ["prefix_e2e", "prefix_e2e_acl", "lora_table3"])
+def test_printed_e2e_values_are_all_there(name):
+    table = read_reference().tables[name]
+    assert name in TABLES
+    assert (table.groupby(["row", "printed_params"]).size() == 5).all()
+    values = table.set_index(["row", "column"])["value"].to_dict()
+    expected = {
+        "prefix_e2e": {("PREFIX", "BLEU"): 69.7, ("EMB-1", "BLEU"): 48.1, ("INFIX-20", "BLEU"): 66.7},
+        "prefix_e2e_acl": {("PREFIX", "BLEU"): 70.3, ("GPT-2 medium, fine-tune", "BLEU"): 68.8},
+        "lora_table3": {("GPT-2 M (LoRA)", "BLEU"): 70.4, ("GPT-2 L (LoRA)", "CIDEr"): 2.47},
+    }
+    assert {key: values[key] for key in expected[name]} == expected[name]
+
+
+def test_a_curve_has_a_point_per_length_and_counts_failures():
+    rows = [
+        row("prefix_tuning/length", seed, metric, score + seed / 100, length=length)
+        for seed in range(3)
+        for length, score in ((1, 0.5), (5, 0.6), (10, 0.62))
+        for metric in ("bleu", "loss")
+    ]
+    failed = dataclasses.replace(rows[0], run_id="f", status="failed", seed=3, score=None, split=None, metric=None)
+    (curve,) = (curve for curve in CURVES if curve.name == "prefix_length")
+    table = curve_points(as_frame([*rows, failed]), curve, "micro")
+    of_bleu = table[table["metric"] == "bleu"]
+    assert of_bleu["x"].tolist() == [1, 5, 10]
+    assert of_bleu["mean"].tolist() == pytest.approx([0.51, 0.61, 0.63])
+    assert of_bleu["failed"].tolist() == [1, 0, 0]
+    assert "3 (1 failed)" in curve_page(table, curve, "micro", "")
+    drawing = draw(table, curve)
+    assert drawing.startswith(b"<?xml")
+    assert drawing == draw(table, curve)
+    assert curve_points(as_frame(rows), curve, "small").empty
+
+
+def test_a_claim_holds_fails_or_stays_open_by_its_interval():
+    better, worse, noisy = [0.70, 0.71, 0.72], [0.60, 0.61, 0.62], [0.40, 0.62, 0.85]
+    rows = [
+        row(name, seed, "bleu", score)
+        for name, scores in {"a/better": better, "a/worse": worse, "a/noisy": noisy}.items()
+        for seed, score in enumerate(scores)
+    ]
+    terms = {
+        "1 a/better; -1 a/worse": (0.05, "holds"),
+        "1 a/worse; -1 a/better": (0.0, "fails"),
+        "1 a/better; -1 a/noisy": (0.0, "undecided"),
+        "1 a/better; -1 a/missing": (0.0, "not run"),
+        "1 min a/*; -1 a/better": (
+            0.0,
+            "fails" if min(map(np.mean, (worse, noisy))) == np.mean(worse) else "undecided",
+        ),
+    }
+    claims = pd.DataFrame(
+        [
+            {"claim": "X", "statement": "", "terms": term, "metric": "bleu", "margin": margin, "n": 3}
+            for term, (margin, _) in terms.items()
+        ]
+    )
+    judged = judge(as_frame(rows), claims, "micro")
+    assert judged["verdict"].tolist()[:4] == [verdict for _, verdict in list(terms.values())[:4]]
+    welch = stats.ttest_ind(better, worse, equal_var=False).confidence_interval()
+    assert (judged["low"][0], judged["high"][0]) == pytest.approx((welch.low, welch.high))
+    assert overall(["holds", "undecided"]) == "undecided"
+    assert overall(["holds", "fails", "not run"]) == "fails"
+
+
+def test_fewer_seeds_than_announced_are_no_result():
+    rows = [row("a/x", seed, "bleu", 0.7) for seed in range(2)]
+    claims = pd.DataFrame([{"claim": "X", "statement": "", "terms": "1 a/x", "metric": "bleu", "margin": 0.0, "n": 3}])
+    assert judge(as_frame(rows), claims, "micro")["verdict"].tolist() == ["not run"]
+
+
+def test_every_claim_can_be_read_and_names_experiments_that_exist():
+    from benchmarks.compose import choices
+
+    claims = read_claims(DIRECTORY)
+    assert (DIRECTORY / FILE).is_file()
+    assert set(claims["n"]) == {3}
+    known = choices("experiment")
+    for terms in claims["terms"]:
+        for term in terms.split("; "):
+            name = term.split()[-1].partition("[")[0]
+            assert [k for k in known if k == name or (name.endswith("*") and k.startswith(name[:-1]))], name
+    assert judge(as_frame([row("a/x", 0, "bleu", 0.5)]), claims, "micro")["verdict"].eq("not run").all()
+
+
+def test_the_worth_of_a_factor_is_its_mean_change():
+    lines = [
+        {
+            "run_id": run,
+            "seed": 0,
+            "beams": beams,
+            "clean_up": clean,
+            "only": 1,
+            "bleu": 0.6 + 0.02 * (beams == 10) + up,
+        }
+        for run in "ab"
+        for beams in (5, 10)
+        for clean, up in ((False, 0.0), (True, -0.01 * (beams == 5)))
+    ]
+    found = effects(pd.DataFrame(lines))
+    assert set(found["factor"]) == {"beams", "clean_up"}
+    by_level = {(line.factor, line.level): line for line in found.itertuples()}
+    assert by_level["beams", "10"].change == pytest.approx(0.025)
+    assert by_level["clean_up", "True"].smallest == pytest.approx(-0.01)
+    assert by_level["clean_up", "True"].largest == pytest.approx(0)
+    assert "+2.5 (+2.0 to +3.0)" in gap_page(pd.DataFrame(lines))
+
+
+def test_errata_without_a_run_says_how_to_make_one(tmp_path):
+    with pytest.raises(ValueError, match=r"no finished run of errata/e2e_gap .*make some with: peft-bench run -m"):
+        errata(["e2e_gap", "--results", str(tmp_path)])
+    with pytest.raises(ValueError, match=r"--levels beams=5: expected one of beams, .*a JSON list"):
+        errata(["e2e_gap", "--results", str(tmp_path), "--levels", "beams=5"])
