@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.report.reference import Reference
+from benchmarks.report.reference import TABLES, Reference
 from benchmarks.report.render import HOLE, bullets, count, markdown_table
 
 COUNTS = "param_counts.csv"  # in results/tables, one line per printed figure
@@ -27,7 +27,9 @@ def read_counts(path: Path) -> pd.DataFrame | None:
 def beside_printed(reference: Reference, name: str, counts: pd.DataFrame | None) -> pd.DataFrame:
     """One line per printed figure of table `name`: the same figure from our count, or a hole if nothing was counted."""
     rows = reference.tables[name].drop_duplicates("experiment")[["experiment", "row"]]
-    figures = rows.merge(reference.params.drop(columns="row"), on="experiment", validate="one_to_many")
+    paper = TABLES[name].partition(" 20")[0]  # an experiment may be a row of two papers
+    printed = reference.params[reference.params["table"].str.startswith(paper)]
+    figures = rows.merge(printed.drop(columns="row"), on="experiment", validate="one_to_many")
     if counts is None:
         counts = pd.DataFrame(columns=[*_KEY, *_COUNTED])
     both = figures.merge(counts[[*_KEY, *_COUNTED]], on=_KEY, how="left", validate="one_to_one")
