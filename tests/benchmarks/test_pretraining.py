@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from benchmarks.micro.builders import Sizes
@@ -15,7 +16,8 @@ from benchmarks.micro.language import LANGUAGE_VERSION
 from benchmarks.micro.masking import PairStream
 from benchmarks.micro.objectives import validation_loss
 from benchmarks.micro.tasks import TASKS, load_micro
-from benchmarks.pretraining import BACKBONES, PretrainConfig, main, pretrain
+from benchmarks.pretraining import BACKBONES, OF_TEXT, PretrainConfig, main, pretrain
+from benchmarks.real_text import read_documents
 
 SHIPPED = {"bert": BACKBONES / "micro_bert", "roberta": BACKBONES / "micro_roberta"}
 OBJECTIVE = {"bert": "mlm", "roberta": "mlm", "gpt2": "causal_lm", "t5": "span_corruption"}
@@ -151,3 +153,30 @@ def test_bad_settings_are_refused(tmp_path, capsys):
         main([])
     assert "--model" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_real_text_makes_a_backbone(tmp_path):
+    for split, n in (("train", 50), ("validation", 25)):
+        rows = {"text": [f"Paragraph {i} of a story about {i % 7} dogs.\n" for i in range(n)], "source": ["a"] * n}
+        (tmp_path / "text" / "stories").mkdir(parents=True, exist_ok=True)
+        Dataset.from_dict(rows).to_parquet(str(tmp_path / "text" / "stories" / f"{split}.parquet"))
+    documents = read_documents(tmp_path / "text", "train")
+    assert [len(lines) for lines in documents] == [20, 20, 10]
+    assert documents[0][0] == "Paragraph 0 of a story about 0 dogs."
+    sizes = Sizes(hidden_size=16, layers=1, heads=2, vocab_size=300, positions=32)
+    made = replace(OF_TEXT["small_gpt2"], output=tmp_path / "made", text=tmp_path / "text", sizes=sizes, steps=3)
+    report = pretrain(replace(made, batch_size=2))
+    written = json.loads((tmp_path / "made" / "pretraining.json").read_text())
+    assert written["config"]["text"] == "text"
+    assert written["report"]["language_version"] is None
+    assert report.parameters == sum(p.numel() for p in load_pretrained(tmp_path / "made").parameters())
+    assert report.tokens == 3 * 2 * 32
+    with pytest.raises(ValueError, match=r"no text in .*: expected <collection>/train.parquet"):
+        read_documents(tmp_path, "train")
+
+
+def test_real_text_goes_with_its_backbone_only(capsys):
+    for words in (["--model", "small_gpt2"], ["--model", "gpt2", "--text", "x"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert "--text DIR goes with --model small_gpt2" in capsys.readouterr().err
