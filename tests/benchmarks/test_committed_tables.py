@@ -20,7 +20,11 @@ def test_the_committed_tables_are_those_of_the_committed_records(tmp_path: Path)
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     committed = {path.name: path.read_bytes() for path in (RESULTS / "tables").iterdir()}
     del committed["param_counts.csv"], committed["param_counts.md"]  # tests/benchmarks/test_params.py
-    assert written == committed
+    assert written.keys() == committed.keys()
+    figures = {name for name in written if name.endswith(".svg")}  # their bytes follow matplotlib's version, too
+    assert {name: written[name] for name in written.keys() - figures} == {
+        name: committed[name] for name in committed.keys() - figures
+    }
 
 
 def test_the_readmes_tables_are_the_committed_ones() -> None:
