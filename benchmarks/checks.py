@@ -46,6 +46,11 @@ def check_config(cfg: RunConfig) -> None:
     for key, value in cfg.method.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"method.{key}={value}: expected a finite number")
+    if cfg.task.num_labels == 0 and generation_of(cfg.task, cfg.scale) is None:
+        raise ValueError(
+            f"task={cfg.task.name} has no form at scale={cfg.scale.name}: choose scale=small or scale=paper, "
+            "or task=e2e"
+        )
     known_metrics = [*METRICS] if generation_of(cfg.task, cfg.scale) is None else [LOSS, *TEXT_METRICS]
     unknown = [metric for metric in cfg.task.metrics if metric not in known_metrics]
     if unknown or cfg.task.selection_metric not in cfg.task.metrics:

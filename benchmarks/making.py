@@ -120,7 +120,7 @@ def _attach(todo: list[Prepared], backbone: Backbone, micro_batch_size: int | No
             cfg = _with_micro_batch(p.cfg, micro_batch_size)
             attached.streams[k].backbone = p.cfg.trainer.backbone_dropout is None
             if writes:
-                jobs.append(_writing_job(p, cfg, backbone, attached))
+                jobs.append(_writing_job(p, k, cfg, backbone, attached))
                 continue
             if p.cfg.task.num_labels == 1 and p.cfg.trainer.regression_bias == "label_mean":
                 mean = float(np.mean(p.data.labels[p.cfg.task.train_split]))
@@ -144,13 +144,14 @@ def _check_trained(cfg: RunConfig, trains: bool) -> None:
         raise ValueError(f"trainer.epochs=0 with {method}, which would stay as it is drawn: give it some epochs")
 
 
-def _writing_job(p: Prepared, cfg: RunConfig, backbone: Backbone, attached: Attached) -> Job:
+def _writing_job(p: Prepared, k: int, cfg: RunConfig, backbone: Backbone, attached: Attached) -> Job:
     decoder_only = attached.table.architecture.decoder_only
     generation = generation_of(p.cfg.task, p.cfg.scale)
     if generation is not None:
         end_tokens(p.cfg.decoding, backbone.tokenizer)  # a text that is no token is refused before the training
         texts = TextWriter(generation, backbone.tokenizer, decoder_only)
-        splits = texts.tokenize(p.data, p.cfg.trainer.max_length, p.cfg.decoding.max_new_tokens)
+        lengths = p.cfg.trainer.max_length, p.cfg.decoding.max_new_tokens
+        splits = texts.tokenize(p.data, *lengths, attached.positions(k))
         return Job(cfg, splits, texts.pad, texts=texts)
     text = text_of(p.cfg.task, p.cfg.scale)
     writer = Writer(p.cfg.task, text, backbone.tokenizer, decoder_only)

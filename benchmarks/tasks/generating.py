@@ -133,10 +133,13 @@ class TextWriter(Sequences):
         super().__init__(tokenizer, decoder_only, generation.separator)
         self.generation = generation
 
-    def tokenize(self, data: TaskData, max_length: int, max_new_tokens: int) -> dict[str, TokenizedSplit]:
-        """Every split's pairs, and as "<split> inputs" its different sources.
+    def tokenize(
+        self, data: TaskData, max_length: int, max_new_tokens: int, positions: int | None = None
+    ) -> dict[str, TokenizedSplit]:
+        """Every split's pairs, and as "<split> inputs" its different sources, which lose tokens at their end where they
+        leave no room for the output. positions: those that the method leaves to the text.
 
-        Raises DataError where max_length leaves no room for a source, or the backbone none for the output.
+        Raises DataError where max_length leaves no room for a source, or the positions none before the output.
         """
         splits = {}
         for name, rows in data.texts.items():
@@ -147,9 +150,13 @@ class TextWriter(Sequences):
                 data.labels[name],
                 max_length,
             )
-        room = (self.tokenizer.model_max_length - max_new_tokens if self.decoder_only else max_length) - 1
+        most = min(self.tokenizer.model_max_length, positions or self.tokenizer.model_max_length)
+        room = (most - max_new_tokens if self.decoder_only else max_length) - 1
         if room < 1:
-            raise DataError(f"decoding.max_new_tokens={max_new_tokens} leaves no room for a source; lower it")
+            raise DataError(
+                f"decoding.max_new_tokens={max_new_tokens} leaves no room for a source among {most} positions (a "
+                "prompt or prefix has had its own); lower it"
+            )
         for name, lines in data.inputs.items():
             ids = tokenize_texts([self.generation.source.format(text=text) for text in lines], self.tokenizer)
             splits[name + INPUTS] = TokenizedSplit(

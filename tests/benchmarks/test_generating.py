@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,7 @@ def test_wrong_generation_settings_are_refused(words, message):
         (["trainer.label_smoothing=1.0"], "trainer.label_smoothing=1.0"),
         (["trainer.loss_reduction=sum"], "trainer.loss_reduction='sum'"),
         (["task.metrics=[bleu,accuracy]"], "metrics .*expected names among loss, bleu"),
+        (["task=web_nlg"], "task=web_nlg has no form at scale=micro"),
         (["backbone=roberta_base"], "answered in texts, which roberta_base does not write"),
         (["method=majority"], "answered in texts, which Majority does not write"),
     ],
@@ -280,6 +282,33 @@ def _forget_data() -> None:
     from benchmarks.tasks import generating
 
     generating._load.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["decoding.max_new_tokens=200"], "leaves no room for a source among 128 positions"),
+        (["method=prefix", "method.length=20", "method.mlp_hidden=8", "decoding.max_new_tokens=108"], "108 positions"),
+        (["method=head_only"], "trains nothing .* set trainer.epochs=0 to score the frozen backbone"),
+        (["trainer.epochs=0"], "trainer.epochs=0 with Lora"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_training(tmp_path, capsys, words, message):
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "backbone=gpt2", "task=e2e", "method=lora", *RUN, f"results_dir={tmp_path}", *words])
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_frozen_backbone_is_scored_without_training(tmp_path):
+    cfg = config(
+        "experiment=prefix_tuning/hand_written", "hand_written=bare", f"results_dir={tmp_path}",
+        "decoding.beams=1", "decoding.max_new_tokens=4",
+    )  # fmt: skip
+    (outcome,) = run_pack([cfg], show_progress=False)
+    record = read_record(record_path(tmp_path, "prefix_tuning/hand_written", outcome.run_id))
+    assert (record["status"], record["history"], record["params"]["method"]) == ("done", [], 0)
+    assert {s["metric"] for s in record["scores"]} >= {"bleu", "loss"}
+    assert {s["epoch"] for s in record["scores"]} == {0.0}
 
 
 def test_a_text_that_is_no_token_is_refused_before_training(tmp_path, capsys):
