@@ -22,7 +22,7 @@ usage: peft-bench VERB [arguments]      peft-bench VERB --help says more
   report    the papers' tables beside our runs, and the micro tables
   params    trainable-parameter counts beside the printed ones, from configurations alone
   latency   time of a forward pass, bytes stored and memory in training of the methods beside the backbone
-  pretrain  the micro backbones, from the generated language
+  pretrain  the micro backbones from the generated language, or a small GPT-2 from real text
   rehearse  every experiment at scale=paper for two steps, offline, on stand-ins
 
 Scales: micro (default: no network, no account, no GPU), small, paper. A record is one JSON file per run under
@@ -34,11 +34,13 @@ usage: peft-bench run [-m] [OVERRIDE ...] [HYDRA FLAGS]
 One run is one seed of one setting on one task. OVERRIDE is Hydra's group=option or key=value:
 
   experiment=NAME      one printed row of a paper's table: {experiments}
-  task=glue/NAME       {tasks}
+  task=NAME            {tasks}
   backbone=NAME        {backbones}
   method=NAME          {methods}
   scale=NAME           micro (default), small, paper
   settings=NAME        paper (default) or script: whose value, where the paper and its released code disagree
+  decoding=NAME        how texts are searched for: {decodings} (task=e2e; docs/e2e.md)
+  hand_written=NAME start_words=NAME   prompts, and words a prefix starts from: conf/hand_written/, conf/start_words/
   tracking=NAME        disabled (default), offline, online: Weights & Biases
   seed=0 device=auto|cpu|cuda threads=N force=true results_dir=results
   data_dir=DIR         data in hub layout: DIR/glue/rte/train.parquet; without it: the hub
@@ -165,6 +167,7 @@ def _run_help() -> str:
         tasks=wrapped("task"),
         backbones=wrapped("backbone"),
         methods=wrapped("method"),
+        decodings=wrapped("decoding"),
     )
 
 

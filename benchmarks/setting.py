@@ -16,6 +16,7 @@ SEARCHED = {"trainer": ("learning_rate", "batch_size", "epochs"), "method": ("bo
 # Fields that change speed, memory or rounding: they belong to the numerics class of the record.
 _NOT_SCIENTIFIC = {
     "backbone": {"architecture", "dtype", "hub_id", "weights_sha256"},
+    "task": {"hub_revision"},
     "trainer": {"eval_batch_size", "precision", "gradient_checkpointing"},
 }
 # Fields younger than the first records: left out at the value those runs had, so that their identities stand.

@@ -52,6 +52,7 @@ class Wanted(NamedTuple):
     name: str
     dataset: str
     hub_id: str
+    hub_revision: str | None
     subset: str
     columns: tuple[tuple[str, str], ...]
     splits: tuple[tuple[str, str], ...]
@@ -91,6 +92,7 @@ def load_task(task: TaskConfig, scale: ScaleConfig, data_dir: str | None) -> Tas
         task.name,
         task.dataset,
         task.hub_id,
+        task.hub_revision,
         task.subset,
         (*texts, (task.label_column, "task.label_column")),
         splits_of(task, scale),
@@ -213,8 +215,13 @@ def _read_parquet(wanted: Wanted, split: str, paths: list[Path]) -> Columns:
 def _from_hub(wanted: Wanted) -> dict[str, Columns]:
     import datasets
 
+    if not wanted.hub_id:
+        raise DataError(
+            f"no data set of the hub holds {wanted.name} in this layout; set data_dir=<folder> to read "
+            f"<folder>/{(Path(wanted.dataset) / wanted.subset).as_posix()}/<split>.parquet"
+        )
     try:
-        tables = datasets.load_dataset(wanted.hub_id, wanted.subset or None)
+        tables = datasets.load_dataset(wanted.hub_id, wanted.subset or None, revision=wanted.hub_revision)
     except Exception as error:  # no network, no such data set, no access: the library has a class for each
         raise DataError(
             f"cannot load {_on_hub(wanted)} from the Hugging Face hub "

@@ -29,7 +29,15 @@ def load_generation(task: TaskConfig, scale: ScaleConfig, data_dir: str | None) 
     _check(generation, key)
     columns = ((generation.source_column, f"{key}.source_column"), (generation.target_column, f"{key}.target_column"))
     wanted = Wanted(
-        task.name, task.dataset, task.hub_id, task.subset, columns, splits_of(task, scale), scale.data, data_dir
+        task.name,
+        task.dataset,
+        task.hub_id,
+        task.hub_revision,
+        task.subset,
+        columns,
+        splits_of(task, scale),
+        scale.data,
+        data_dir,
     )
     how = (generation.linearization, generation.text_form, generation.reference_form)
     sample = (generation.train_rows, generation.train_sample, generation.validation_rows)
