@@ -102,7 +102,7 @@ class TaskConfig:
     """A task described before any data is seen.
 
     hub_id, hub_revision, subset: on the hub (an empty hub_id: not there in this layout), or the folders
-    `<data_dir>/<dataset>/<subset>/` (subset may be empty). num_labels: 1 means regression, 0 that the answers are texts.
+    `<data_dir>/<dataset>/<subset>/` (subset may be empty). num_labels: 1 means regression, 0 that answers are texts.
     label_range: lowest and highest legal label. validation_splits: the first one selects checkpoints. test_splits:
     scored where the scale has labels for them, or public_test says that the published ones have. text: null where no
     backbone can write the answer; micro_text: the same in words of the generated language. generation,
