@@ -20,7 +20,7 @@ COLUMNS = [
 ]
 _PREFIX = "prefix_tuning/table4_"
 MICRO_ROWS = [
-    GridRow("full, random start", "controls/gpt2_scratch"),
+    GridRow("GPT-2, random start", "controls/gpt2_scratch"),
     GridRow("full fine-tuning", "prefix_tuning/table1_medium_full"),
     GridRow("FT-top2", "prefix_tuning/table1_medium_ft_top2"),
     GridRow("adapters (3%)", "prefix_tuning/table1_medium_adapter_3pct"),
