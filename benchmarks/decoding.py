@@ -147,6 +147,13 @@ def read(ids: list[int], cfg: DecodingConfig, tokenizer: PreTrainedTokenizerBase
     return clean_up(text) if cfg.clean_up else text, stop is not None
 
 
+def check_tokens(cfg: DecodingConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ValueError where a text of the settings is no single token."""
+    end_tokens(cfg, tokenizer)
+    for text in cfg.banned:
+        token_of(text, tokenizer, "banned")
+
+
 def end_tokens(cfg: DecodingConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What ends an output: the tokenizer's end token, then cfg.ends."""
     return [int(tokenizer.eos_token_id), *(token_of(text, tokenizer, "ends") for text in cfg.ends)]

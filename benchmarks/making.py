@@ -19,7 +19,7 @@ from benchmarks.checkpoint import load_checkpoint
 from benchmarks.checks import check_length
 from benchmarks.compose import build_method
 from benchmarks.config import RunConfig, generation_of, is_control, text_of, writes_text
-from benchmarks.decoding import Outputs, decode, end_tokens
+from benchmarks.decoding import Outputs, check_tokens, decode
 from benchmarks.evaluation import predict, target_loss
 from benchmarks.job import Job
 from benchmarks.prepare import Outcome, Prepared, found_done, outcome_of, prepare, recorded_score, selected_score
@@ -148,7 +148,7 @@ def _writing_job(p: Prepared, k: int, cfg: RunConfig, backbone: Backbone, attach
     decoder_only = attached.table.architecture.decoder_only
     generation = generation_of(p.cfg.task, p.cfg.scale)
     if generation is not None:
-        end_tokens(p.cfg.decoding, backbone.tokenizer)  # a text that is no token is refused before the training
+        check_tokens(p.cfg.decoding, backbone.tokenizer)  # now rather than after the training
         texts = TextWriter(generation, backbone.tokenizer, decoder_only)
         lengths = p.cfg.trainer.max_length, p.cfg.decoding.max_new_tokens
         splits = texts.tokenize(p.data, *lengths, attached.positions(k))

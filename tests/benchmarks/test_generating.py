@@ -291,6 +291,8 @@ def _forget_data() -> None:
         (["method=prefix", "method.length=20", "method.mlp_hidden=8", "decoding.max_new_tokens=108"], "108 positions"),
         (["method=head_only"], "trains nothing .* set trainer.epochs=0 to score the frozen backbone"),
         (["trainer.epochs=0"], "trainer.epochs=0 with Lora"),
+        (["decoding.ends=['the baker']"], "decoding.ends: 'the baker' is 2 tokens"),
+        (["decoding.banned=['the baker']"], "decoding.banned: 'the baker' is 2 tokens"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_training(tmp_path, capsys, words, message):
@@ -309,10 +311,3 @@ def test_a_frozen_backbone_is_scored_without_training(tmp_path):
     assert (record["status"], record["history"], record["params"]["method"]) == ("done", [], 0)
     assert {s["metric"] for s in record["scores"]} >= {"bleu", "loss"}
     assert {s["epoch"] for s in record["scores"]} == {0.0}
-
-
-def test_a_text_that_is_no_token_is_refused_before_training(tmp_path, capsys):
-    words = ["backbone=gpt2", "task=e2e", "method=lora", *RUN, f"results_dir={tmp_path}", "decoding.ends=['the baker']"]
-    with pytest.raises(SystemExit, match="2"):
-        main(["run", *words])
-    assert "decoding.ends: 'the baker' is 2 tokens" in capsys.readouterr().err
