@@ -15,6 +15,7 @@ MARKS = {
     "one_class_predictions": ("ᶜ", "a run predicts one class throughout"),
     "parameters_did_not_move": ("ᵐ", "a run's trained tensors did not move"),
     "nan_loss": ("ⁿ", "a run's loss was NaN"),
+    "one_text_throughout": ("ᵗ", "a run writes the same text for every input"),
     "outputs_cut_off": ("ᵉ", "some output of a run came to no end and was cut off"),
     "not_scored_without_java": ("ʲ", "METEOR of a run was not computed: no Java"),
 }
@@ -87,7 +88,8 @@ def _seeds(expected: int) -> str:
 def _legend(table: pd.DataFrame) -> list[str]:
     states, legend = set(table["state"]), []
     if "missing" in states:
-        legend.append(f"{HOLE} not run; a row with a hole, a failed run or unequal numbers of seeds has no {AVERAGE}.")
+        averaged = f"; a row with a hole, a failed run or unequal numbers of seeds has no {AVERAGE}"
+        legend.append(f"{HOLE} not run{averaged if AVERAGE in set(table['column']) else ''}.")
     if "failed" in states:
         legend.append("failed (cause): no run of the cell finished.")
     if "conflict" in states:

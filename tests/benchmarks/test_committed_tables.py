@@ -31,7 +31,6 @@ def test_the_readmes_tables_are_the_committed_ones() -> None:
     readme = table_lines(ROOT / "README.md")
     for name, first in (
         ("micro_lora_table2", "| majority class "),
-        ("micro_e2e", "| GPT-2, random start "),
         ("small", "| small/minilm_full "),
     ):
         start = next(number for number, line in enumerate(readme) if line.startswith(first)) - 2

@@ -15,6 +15,7 @@ from benchmarks.report.bench import made_record
 from benchmarks.report.calibration import calibration
 from benchmarks.report.main import main
 from benchmarks.report.micro import MICRO_TABLES, micro_page, micro_table
+from benchmarks.report.reference import TABLES
 from benchmarks.report.rows import frame_of
 from benchmarks.report.small import small_page, small_table
 
@@ -199,7 +200,7 @@ def test_report_on_an_empty_folder_writes_holes(tmp_path: Path, capsys: pytest.C
     written = sorted(path.name for path in (tmp_path / "tables").iterdir())
     assert written == sorted(
         ["README.md"]
-        + [f"{name}.{kind}" for name in ("houlsby2019_table1", "lora_table2") for kind in ("md", "csv")]
+        + [f"{name}.{kind}" for name in (*TABLES, "micro_e2e") for kind in ("md", "csv")]
         + [f"{table.name}.{kind}" for table in MICRO_TABLES for kind in ("md", "csv")]
     )
     assert str(tmp_path / "tables" / "README.md") in capsys.readouterr().out
