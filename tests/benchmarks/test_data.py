@@ -180,7 +180,7 @@ def test_missing_folder(tmp_path):
 
 
 def test_unreachable_hub(monkeypatch):
-    def offline(*_):
+    def offline(*_, **__):
         raise ConnectionError("Couldn't reach the Hub\nand a long story")
 
     monkeypatch.setattr("datasets.load_dataset", offline)

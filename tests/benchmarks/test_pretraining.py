@@ -118,7 +118,7 @@ def test_an_interrupted_run_leaves_the_old_backbone(tmp_path, monkeypatch):
     output = tmp_path / "backbone"
     pretrain(replace(TINY, output=output, steps=2))
     before = (output / "model.safetensors").read_bytes()
-    monkeypatch.setattr("benchmarks.pretraining.validation_loss", lambda *_: 1 / 0)
+    monkeypatch.setattr("benchmarks.pretraining.validation_loss", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         pretrain(replace(TINY, output=output, steps=3))
     assert (output / "model.safetensors").read_bytes() == before
