@@ -108,7 +108,7 @@ def build_standins(cfgs: Sequence[RunConfig]) -> None:
     everyone = [cfg for cfg in everyone if not cfg.scale.backbones]  # the others have what they need
     for cfg in {(cfg.backbone_dir, cfg.backbone.hub_id): cfg for cfg in everyone}.values():
         make_backbone(Path(cfg.backbone_dir or ""), cfg.backbone, _layers(cfg))
-    for cfg in {(cfg.data_dir, cfg.task.name): cfg for cfg in everyone}.values():
+    for cfg in {(cfg.data_dir, cfg.task.dataset, cfg.task.subset): cfg for cfg in everyone}.values():
         make_task(Path(cfg.data_dir or ""), cfg.task)
 
 
@@ -147,7 +147,14 @@ def one_of_each(cfgs: Sequence[RunConfig]) -> list[RunConfig]:
     chosen: list[RunConfig] = []
     for cfg in cfgs:
         new = cfg.backbone not in [c.backbone for c in chosen] or cfg.task not in [c.task for c in chosen]
-        if new and cfg.backbone.pretrained and cfg.init_from is None and not is_control(cfg) and _layers(cfg) == 1:
+        if (
+            new
+            and cfg.task.hub_id
+            and cfg.backbone.pretrained
+            and cfg.init_from is None
+            and not is_control(cfg)
+            and _layers(cfg) == 1
+        ):
             chosen.append(cfg)
     return chosen
 

@@ -114,7 +114,7 @@ def hub_cache(
     models, data = cache / "hub", cache / "datasets"
     for root, backbone in {b.hub_id: (root, b) for root, b in backbones}.values():
         _cache_backbone(models, Path(root) / backbone.hub_id, backbone.hub_id)
-    for root, task in {t.name: (root, t) for root, t in tasks}.values():
+    for root, task in {(t.dataset, t.subset): (root, t) for root, t in tasks}.values():
         _cache_task(data, Path(root) / task.dataset / task.subset, task)
     before = huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE
     huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE = str(models), data
