@@ -176,13 +176,15 @@ class LocalPool:
 
 
 def make_lines(cfgs: Sequence[RunConfig], whole: bool) -> list[Line]:
-    """One pack in this process; a line for each of its runs, whatever happens."""
+    """One pack in this process; a line for each of its runs, whatever happens. Refused as a pack, run by run."""
     from benchmarks.run import run_pack
 
     labels = [Cell(cfg, None, "missing").label for cfg in cfgs]
     try:
         outcomes = run_pack(cfgs, show_progress=False, whole=whole)
     except Exception as error:
+        if isinstance(error, ValueError) and len(cfgs) > 1:  # one of them was refused: the others are made without it
+            return [line for cfg in cfgs for line in make_lines([cfg], whole)]
         if not isinstance(error, ValueError | OSError):
             import traceback
 
