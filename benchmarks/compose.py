@@ -9,6 +9,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -124,8 +125,14 @@ def choices(group: str) -> list[str]:
 
 
 def task_choice(dataset: str, name: str) -> str:
-    """What follows `task=`: "glue/rte", "wnli"."""
-    return f"{dataset}/{name}" if f"{dataset}/{name}" in choices("task") else name
+    """What follows `task=` ("glue/rte", "wnli", "e2e_tokenized"): the file of conf/task/ with both; else the name."""
+    return _task_files().get((dataset, name), name)
+
+
+@cache
+def _task_files() -> dict[tuple[str, str], str]:
+    files = {choice: OmegaConf.load(_choice("task", choice)) for choice in choices("task")}
+    return {(file.dataset, file.name): choice for choice, file in files.items()}
 
 
 def explain(error: Exception) -> str:

@@ -22,6 +22,7 @@ def of(*words: str) -> dict[str, list[object]]:
         [LORA, "task=glue/rte", "scale=paper", "settings=script", "init_from.if_missing=error"],
         [SWEEP, "task=glue/rte", "scale=paper", "trainer.learning_rate=3e-3", "method.bottleneck_dim=256"],
         [LORA, "task=wnli"],
+        ["experiment=lora/table3_gpt2_medium_lora", "task=e2e_tokenized", "scale=paper"],  # two files named e2e
         ["method=lora", "trainer.max_steps=3"],  # of no experiment
     ],
 )
