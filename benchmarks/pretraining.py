@@ -33,6 +33,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_sc
 from transformers.activations import NewGELUActivation
 
 from benchmarks.micro.builders import BUILDERS, DROPOUT, Sizes
+from benchmarks.micro.denoising import DenoisingStream
 from benchmarks.micro.folder import LOSS_TOLERANCE, compare, load_pretrained, load_tokenizer, replace_folder
 from benchmarks.micro.language import LANGUAGE_VERSION
 from benchmarks.micro.masking import PairStream
@@ -57,7 +58,7 @@ BACKBONES = Path(__file__).parent / "micro" / "backbones"
 class PretrainConfig:
     """One pretraining run; the defaults made the shipped BERT and RoBERTa, `SHIPPED` names the others' settings."""
 
-    model_type: str  # "bert", "roberta", "gpt2" or "t5"
+    model_type: str  # "bert", "roberta", "gpt2", "t5" or "bart"
     output: Path
     objective: str = "mlm"
     sizes: Sizes = field(default_factory=Sizes)
@@ -102,6 +103,15 @@ SHIPPED = {
         Sizes(heads=4, positions=128),
         steps=12_000,
         batch_size=16,
+        notes=True,
+    ),
+    "bart": PretrainConfig(
+        "bart",
+        BACKBONES / "micro_bart",
+        "denoising",
+        Sizes(heads=4, positions=128),
+        steps=8_000,
+        batch_size=32,
         notes=True,
     ),
     **_T5,
@@ -254,8 +264,10 @@ def _fuse_gelu(model: PreTrainedModel) -> None:
 
 
 def _ease_in(cfg: PretrainConfig, stream: Stream, step: int) -> None:
-    """Masked language modelling begins with single sentences, span corruption with short inputs."""
+    """Masked language modelling begins with single sentences, span corruption and denoising with short inputs."""
     early = step < cfg.steps * cfg.single
+    if isinstance(stream, DenoisingStream):
+        stream.short = early
     if isinstance(stream, SpanStream):
         # Among three documents and three sentinels, the decoder does not find in 1,200 steps that the encoder knows
         # anything; with one of each it does in 500.

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BartTokenizer,
     BertConfig,
     BertForPreTraining,
     BertTokenizer,
@@ -54,6 +57,7 @@ DROPOUT = {
     "roberta": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
     "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"),
     "t5": ("dropout_rate", "classifier_dropout"),
+    "bart": ("dropout", "attention_dropout", "activation_dropout", "classifier_dropout"),
 }
 
 
@@ -112,6 +116,36 @@ def build_gpt2(sizes: Sizes, lines: Iterable[str]) -> tuple[PreTrainedTokenizerB
         initializer_range=0.02,
     )
     return tokenizer, _model(GPT2LMHeadModel, config, len(tokenizer))
+
+
+def build_bart(sizes: Sizes, lines: Iterable[str]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Byte-level BPE tokenizer with RoBERTa's special tokens, and an encoder-decoder with one embedding for both ends,
+    whose decoder starts from </s> and writes <s> first, as published."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    vocabulary, merges = byte_level_bpe(_with_space(lines), sizes.vocab_size, special)
+    mask = AddedToken("<mask>", lstrip=True)
+    tokenizer = BartTokenizer(vocab=vocabulary, merges=merges, mask_token=mask, model_max_length=sizes.positions)
+    sides = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in (
+            ("layers", sizes.layers),
+            ("attention_heads", sizes.heads),
+            ("ffn_dim", 4 * sizes.hidden_size),
+        )
+    }
+    config = BartConfig(
+        **sides,
+        d_model=sizes.hidden_size,
+        max_position_embeddings=sizes.positions,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.eos_token_id,
+        forced_eos_token_id=None,
+        init_std=0.02,
+    )
+    return tokenizer, _model(BartForConditionalGeneration, config, len(tokenizer))
 
 
 def build_t5(sizes: Sizes, lines: Iterable[str]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
@@ -198,9 +232,11 @@ def _model(model_class: type[PreTrainedModel], config: PretrainedConfig, vocabul
     for rate in DROPOUT[config.model_type]:
         setattr(config, rate, 0.0)
     model = model_class(config)
-    if config.model_type != "t5":  # which draws every matrix by its width
+    if config.model_type == "bart":
+        model.config.init_std = FINE_TUNING_RANGE
+    elif config.model_type != "t5":  # which draws every matrix by its width
         model.config.initializer_range = FINE_TUNING_RANGE
     return model
 
 
-BUILDERS = {"bert": build_bert, "roberta": build_roberta, "gpt2": build_gpt2, "t5": build_t5}
+BUILDERS = {"bert": build_bert, "roberta": build_roberta, "gpt2": build_gpt2, "t5": build_t5, "bart": build_bart}

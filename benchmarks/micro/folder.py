@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import (
     AutoTokenizer,
+    BartForConditionalGeneration,
     BertForPreTraining,
     GPT2LMHeadModel,
     PreTrainedModel,
@@ -61,6 +62,7 @@ def load_pretrained(folder: Path) -> PreTrainedModel:
         "roberta": RobertaForMaskedLM,
         "gpt2": GPT2LMHeadModel,
         "t5": T5ForConditionalGeneration,
+        "bart": BartForConditionalGeneration,
     }
     model = classes[model_type].from_pretrained(folder, local_files_only=True)
     untie_output_layer(model)

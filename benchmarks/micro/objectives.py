@@ -4,6 +4,7 @@ mlm               masking.py          BERT, RoBERTa   nats per masked token
 causal_lm         causal_lm.py        GPT-2           nats per token
 span_corruption   span_corruption.py  T5              nats per target token, sentinels and </s> among them
 prefix_lm         prefix_lm.py        T5              nats per target token, </s> among them
+denoising         denoising.py        BART            nats per token of the text, <s> and </s> among them
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.micro.causal_lm import CausalStream
 from benchmarks.micro.corpus import corpus
+from benchmarks.micro.denoising import DenoisingStream
 from benchmarks.micro.masking import PairStream, mlm_loss
 from benchmarks.micro.prefix_lm import PrefixStream
 from benchmarks.micro.span_corruption import SpanStream
@@ -27,6 +29,7 @@ OBJECTIVES = {  # -> the architectures it is for
     "causal_lm": ("gpt2",),
     "span_corruption": ("t5",),
     "prefix_lm": ("t5",),
+    "denoising": ("bart",),
 }
 
 
@@ -64,6 +67,8 @@ def make_stream(
     """`length`: tokens of a chunk (the encoder's, for T5); pairs of sentences are as long as they are."""
     if objective == "mlm":
         return PairStream(tokenizer, documents, batch_size, seed, model_type == "bert", mask_probability)
+    if objective == "denoising":
+        return DenoisingStream(tokenizer, documents, batch_size, length, seed)
     texts = [" ".join(lines) for lines in documents]
     streams: dict[str, Callable[..., Stream]] = {
         "causal_lm": CausalStream,
