@@ -23,6 +23,7 @@ from benchmarks.config import RunConfig, TrackingConfig
 from benchmarks.record import list_states, read_record, record_path
 from benchmarks.run import run, run_pack
 from benchmarks.training import train
+from benchmarks.workers import make_lines
 
 LORA = "experiment=lora/table2_roberta_base_lora"
 
@@ -349,6 +350,13 @@ def test_a_bug_in_one_run_of_a_pack_fails_that_run_alone(short, monkeypatch):
     outcomes = run_pack(cfgs)
     assert [outcome.status for outcome in outcomes] == ["done", "failed", "done"]
     assert [record_of(cfgs[i], outcomes[i])["numerics"]["pack"] for i in (0, 2)] == [1, 1]
+
+
+def test_a_refused_run_of_a_pack_fails_alone(short):
+    cfgs = [short("method=lora", f"method.targets=[{name}]", "method.rank=1") for name in ("query", "qwery", "value")]
+    lines = make_lines(cfgs, whole=False)
+    assert [line.status for line in lines] == ["done", "failed", "done"]
+    assert "match no projection of roberta: unknown ['qwery']" in lines[1].message
 
 
 def test_a_pack_killed_between_its_records_is_taken_up_whole(short):
