@@ -22,6 +22,8 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
+    BartForConditionalGeneration,
+    GenerationConfig,
     GPT2LMHeadModel,
     PreTrainedConfig,
     PreTrainedModel,
@@ -36,7 +38,11 @@ MICRO_BACKBONES = Path(__file__).resolve().parent / "micro" / "backbones"
 _FILES = ["model*.safetensors*", "*.json", "*.txt", "*.model"]  # of a checkpoint on the hub: weights, shapes, tokenizer
 
 # Backbones that write text are loaded with their output layer; the others get a task's head on their features.
-LANGUAGE_MODELS: dict[str, type[PreTrainedModel]] = {"gpt2": GPT2LMHeadModel, "t5": T5ForConditionalGeneration}
+LANGUAGE_MODELS: dict[str, type[PreTrainedModel]] = {
+    "gpt2": GPT2LMHeadModel,
+    "t5": T5ForConditionalGeneration,
+    "bart": BartForConditionalGeneration,
+}
 POOLERS = ("bert", "roberta")  # model types whose pooler may be built or left out
 
 
@@ -196,7 +202,18 @@ def _load(
                 model = empty_model(config, pooler, **kwargs)
     except (OSError, SafetensorError) as error:
         raise BackboneError(f"cannot load a backbone from {folder}: {str(error).splitlines()[0]}") from error
+    _forget_generation_settings(model)
     return model.to(device).eval().requires_grad_(False), tokenizer
+
+
+def _forget_generation_settings(model: PreTrainedModel) -> None:
+    """Leave nothing of a checkpoint's generation settings but its token ids: `decoding` says how to search, all of it.
+
+    facebook/bart-large brings beams, n-gram blocking and a forced end along, which `generate` would follow.
+    """
+    if getattr(model, "generation_config", None) is not None:
+        ids = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+        model.generation_config = GenerationConfig(**{name: getattr(model.config, name, None) for name in ids})
 
 
 def empty_model(config: PreTrainedConfig, pooler: bool, **kwargs: Any) -> PreTrainedModel:

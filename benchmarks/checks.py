@@ -18,6 +18,7 @@ from benchmarks.config import (
 )
 from benchmarks.devices import DEVICES, DTYPES, PRECISIONS
 from benchmarks.metrics import METRICS
+from benchmarks.rouge import ROUGE
 from benchmarks.text_metrics import TEXT_METRICS
 from peft_methods.architectures import ARCHITECTURES
 
@@ -49,9 +50,9 @@ def check_config(cfg: RunConfig) -> None:
     if cfg.task.num_labels == 0 and generation_of(cfg.task, cfg.scale) is None:
         raise ValueError(
             f"task={cfg.task.name} has no form at scale={cfg.scale.name}: choose scale=small or scale=paper, "
-            "or task=e2e"
+            "task=e2e or task=xsum"
         )
-    known_metrics = [*METRICS] if generation_of(cfg.task, cfg.scale) is None else [LOSS, *TEXT_METRICS]
+    known_metrics = [*METRICS] if generation_of(cfg.task, cfg.scale) is None else [LOSS, *TEXT_METRICS, *ROUGE]
     unknown = [metric for metric in cfg.task.metrics if metric not in known_metrics]
     if unknown or cfg.task.selection_metric not in cfg.task.metrics:
         raise ValueError(
@@ -94,16 +95,27 @@ def _check_generation(cfg: RunConfig) -> None:
     for name in ("no_repeat_ngram", "min_new_tokens"):
         if getattr(decoding, name) < 0:
             raise ValueError(f"decoding.{name}={getattr(decoding, name)}: expected 0 or more")
+    if decoding.min_new_tokens > decoding.max_new_tokens:
+        raise ValueError(
+            f"decoding.min_new_tokens={decoding.min_new_tokens} is more than decoding.max_new_tokens="
+            f"{decoding.max_new_tokens}: expected at most as many"
+        )
     if not math.isfinite(decoding.length_penalty):
         raise ValueError(f"decoding.length_penalty={decoding.length_penalty}: expected a finite number")
     counts = ("output", "source_and_output")
     for name, known in (
         ("length_counts", counts),
         ("ngram_counts", counts),
-        ("early_stopping", ("heuristic", "never")),
+        ("early_stopping", ("heuristic", "never", "first")),
     ):
         if getattr(decoding, name) not in known:
             raise ValueError(f"decoding.{name}={getattr(decoding, name)!r}: expected one of {', '.join(known)}")
+    apart = cfg.backbone.model_type != "gpt2"
+    if apart and "source_and_output" in (decoding.length_counts, decoding.ngram_counts):
+        raise ValueError(
+            f"decoding={decoding.name} counts source and output as one sequence, which they are not in "
+            f"{cfg.backbone.name}: set decoding.length_counts=output decoding.ngram_counts=output, or another decoding="
+        )
 
 
 def _check_text(cfg: RunConfig) -> None:

@@ -134,7 +134,7 @@ def task(cfg: Any) -> None:
     from benchmarks.compose import explain, typed
     from benchmarks.run import run
 
-    for noisy in ("httpx", "datasets", "filelock", "accelerate"):
+    for noisy in ("httpx", "datasets", "filelock", "accelerate", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         outcome = run(typed(cfg))

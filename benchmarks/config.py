@@ -50,9 +50,10 @@ class GenerationConfig:
     source_column, target_column: what is read, and one or several reference texts. linearization: how a source becomes
     a line (linearizing.py): none, e2e, web_nlg or dart. text_form, reference_form: official, or tokenized as in the
     papers' own files, for what is trained on and for what is scored against. source, target: what the model reads and
-    writes, with {text} and every blank; an end token follows each, a source only with `separator`. train_rows: of the
-    training split (null: all), drawn by train_sample. validation_rows: of the validation split, for the loss during
-    training (null: all).
+    writes, with {text} and every blank; an end token follows each, a source only with `separator`. target_tokens:
+    of the longest target that is trained on, special ones included (null: no limit); references stay whole. train_rows:
+    of the training split (null: all), drawn by train_sample. validation_rows: of the validation split, for the loss
+    during training (null: all).
     """
 
     source_column: str = MISSING
@@ -63,6 +64,7 @@ class GenerationConfig:
     source: str = MISSING
     target: str = MISSING
     separator: bool = True
+    target_tokens: int | None = None
     train_rows: int | None = None
     train_sample: int = 0
     validation_rows: int | None = None
@@ -76,7 +78,8 @@ class DecodingConfig:
     alone (LoRA's code, transformers 5) or of source and output (transformers 3.2, prefix tuning's code).
     no_repeat_ngram: n-grams that must not come twice (0: any may); ngram_counts: in the output alone (LoRA's code) or
     in source and output (transformers). early_stopping: heuristic (stop where the best running beam, at its present
-    length, is worse than the worst finished one: transformers' default) or never (search on to the last token).
+    length, is worse than the worst finished one: transformers' default), never (search on to the last token) or first
+    (stop with as many finished outputs as beams).
     min_new_tokens: end tokens are impossible before. banned: texts of one token
     each that are never written. ends: texts of one token each that end an output, beside the end token; the output
     stops before them. clean_up: join clitics and full stops to the words before them (prefix tuning's code).
@@ -263,7 +266,7 @@ def generation_of(task: TaskConfig, scale: ScaleConfig) -> GenerationConfig | No
 
 def writes_text(model_type: str) -> bool:
     """Backbones that answer in text, through their own output layer; the others classify, through a head."""
-    return model_type in ("gpt2", "t5")
+    return model_type in ("gpt2", "t5", "bart")
 
 
 def is_control(cfg: RunConfig) -> bool:

@@ -81,7 +81,7 @@ def write(
     }
     if cfg.beams > 1:
         settings |= {"length_penalty": cfg.length_penalty}
-        settings |= {"early_stopping": "never" if cfg.early_stopping == "never" else False}
+        settings |= {"early_stopping": {"heuristic": False, "never": "never", "first": True}[cfg.early_stopping]}
     if cfg.min_new_tokens:
         settings["min_new_tokens"] = cfg.min_new_tokens
     if cfg.banned:
@@ -143,7 +143,8 @@ def read(ids: list[int], cfg: DecodingConfig, tokenizer: PreTrainedTokenizerBase
     """The text of an output up to its end, stripped, and whether it has one."""
     ends = end_tokens(cfg, tokenizer)
     stop = next((i for i, token in enumerate(ids) if token in ends), None)
-    text = tokenizer.decode(ids[:stop], skip_special_tokens=False).strip()
+    start = int(stop != 0 and ids[0] == tokenizer.bos_token_id)  # BART writes <s> first
+    text = tokenizer.decode(ids[start:stop], skip_special_tokens=False).strip()
     return clean_up(text) if cfg.clean_up else text, stop is not None
 
 

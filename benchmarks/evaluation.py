@@ -12,10 +12,11 @@ from accelerate.utils import gather_object, send_to_device
 from benchmarks.config import LOSS, TaskConfig
 from benchmarks.job import Job
 from benchmarks.metrics import score
+from benchmarks.rouge import ROUGE, rouge
 from benchmarks.tasks.sequences import IGNORED
 from benchmarks.tasks.tokenizing import TokenizedSplit
 from benchmarks.tasks.writing import ILLEGAL
-from benchmarks.text_metrics import score_texts
+from benchmarks.text_metrics import TEXT_METRICS, score_texts
 from peft_methods.attached import Attached
 from peft_methods.inputs import Batch
 
@@ -88,7 +89,9 @@ def text_scores(
     task: TaskConfig, outputs: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, float | None]:
     """Every metric of a task whose answers are texts; None where it needs Java and there is none."""
-    return score_texts(outputs, references, [name for name in task.metrics if name != LOSS])
+    of_e2e, of_summaries = ([name for name in task.metrics if name in known] for known in (TEXT_METRICS, ROUGE))
+    found = score_texts(outputs, references, of_e2e) if of_e2e else {}
+    return found | (rouge(outputs, references, of_summaries) if of_summaries else {})
 
 
 def better(metric: str, value: float, than: float | None) -> bool:

@@ -36,7 +36,7 @@ METHOD_VERSIONS = {
     "benchmarks.controls.Majority": 1,
     "benchmarks.controls.BagOfWords": 1,
 }
-TASK_VERSIONS = {"glue": 1, "e2e_nlg": 1, "e2e_nlg_tokenized": 1, "web_nlg_2017": 1, "dart": 1}
+TASK_VERSIONS = {"glue": 1, "e2e_nlg": 1, "e2e_nlg_tokenized": 1, "web_nlg_2017": 1, "dart": 1, "xsum": 1}
 
 
 def scientific_config(cfg: RunConfig) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def compose_act(act: Act, folder: Path) -> list[RunConfig]:
     At scale=paper; the experiments in the folders small/ and grid/ are in no paper, theirs are small and micro.
     """
     scale = {"small": "small", "grid": "micro"}.get(act.experiment.partition("/")[0], "paper")
-    short = [f"trainer.max_steps={STEPS}", "decoding.max_new_tokens=6"]
+    short = [f"trainer.max_steps={STEPS}", "decoding.max_new_tokens=6", "decoding.min_new_tokens=0"]
     places = [f"results_dir={folder / 'results'}", *([] if scale == "micro" else [f"data_dir={folder / 'data'}"])]
     cfgs = [compose_job([*job, f"scale={scale}", *short, *places]) for job in act.jobs]
     for cfg in cfgs:

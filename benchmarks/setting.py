@@ -28,6 +28,7 @@ _ADDED_LATER: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.0,
         "backbone_dropout": None,
     },
+    "generation": {"target_tokens": None},  # within the task
 }
 
 _SPEED_OF_DECODING = {"name", "batch_size"}
@@ -38,8 +39,8 @@ def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
     part = {key: config[key] for key in ("backbone", "method", "task", "trainer", "experiment", "settings", "seed")}
     for group, names in _NOT_SCIENTIFIC.items():
         part[group] = {k: v for k, v in part[group].items() if k not in names}
-    for group, defaults in _ADDED_LATER.items():
-        part[group] = {k: v for k, v in part[group].items() if k not in defaults or v != defaults[k]}
+    for group in ("task", "trainer"):
+        part[group] = _without_later(group, part[group])
     by_scale = {"text": "micro_text", "generation": "micro_generation"}
     part["task"] = {k: v for k, v in part["task"].items() if k not in {*by_scale, *by_scale.values()}}
     micro = config["scale"]["data"] == "micro"
@@ -47,10 +48,15 @@ def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
         part["task"]["text"] = config["task"]["micro_text" if micro else "text"]
     generation = config["task"].get("micro_generation" if micro else "generation")
     if generation is not None:
-        part["task"]["generation"] = generation
+        part["task"]["generation"] = _without_later("generation", generation)
         part["decoding"] = {k: v for k, v in config["decoding"].items() if k not in _SPEED_OF_DECODING}
     part["scale"] = config["scale"]["name"]
     return part
+
+
+def _without_later(group: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = _ADDED_LATER[group]
+    return {k: v for k, v in fields.items() if k not in defaults or v != defaults[k]}
 
 
 def start(config: Mapping[str, Any]) -> dict[str, Any] | None:

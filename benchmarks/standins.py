@@ -24,6 +24,9 @@ from datasets import ClassLabel, Dataset, Features, Value
 from datasets.packaged_modules.parquet.parquet import Parquet
 from safetensors.torch import load_file, save_file
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BartTokenizer,
     BertConfig,
     BertForPreTraining,
     BertTokenizer,
@@ -55,8 +58,8 @@ WORDS = (
 
 
 def make_backbone(root: Path, backbone: BackboneConfig, layers: int = 1) -> Path:
-    """Write `<root>/<hub_id>/` for a BERT, RoBERTa or GPT-2 checkpoint; returns the folder."""
-    builders = {"bert": _bert, "roberta": _roberta, "gpt2": _gpt2}
+    """Write `<root>/<hub_id>/` for a BERT, RoBERTa, GPT-2 or BART checkpoint; returns the folder."""
+    builders = {"bert": _bert, "roberta": _roberta, "gpt2": _gpt2, "bart": _bart}
     if backbone.model_type not in builders:
         raise ValueError(
             f"no stand-in for model_type={backbone.model_type!r} (known: {', '.join(builders)}); add one to "
@@ -66,6 +69,11 @@ def make_backbone(root: Path, backbone: BackboneConfig, layers: int = 1) -> Path
     folder.mkdir(parents=True)
     if backbone.model_type == "gpt2":
         small = {"n_layer": layers, "n_embd": HEAD_SIZE * backbone.architecture["n_head"]}
+    elif backbone.model_type == "bart":
+        width = HEAD_SIZE * backbone.architecture["encoder_attention_heads"]
+        sides = {"layers": layers, "ffn_dim": 4 * width}
+        small = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in sides.items()}
+        small["d_model"] = width
     else:
         width = HEAD_SIZE * backbone.architecture["num_attention_heads"]
         small = {"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": 4 * width}
@@ -184,11 +192,26 @@ def _gpt2(folder: Path, sizes: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBa
     return tokenizer, GPT2LMHeadModel(GPT2Config(**{**sizes, **ids}))
 
 
+def _bart(folder: Path, sizes: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """RoBERTa's special tokens; the generation settings that facebook/bart-large's config.json has, and we ignore."""
+    sentences = [_sentence(random.Random(i), 12) for i in range(100)]
+    vocabulary, merges = byte_level_bpe(sentences, 400, ["<s>", "<pad>", "</s>", "<unk>"])
+    vocabulary["<mask>"] = len(vocabulary)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    (folder / "merges.txt").write_text("".join(["#version: 0.2\n", *(f"{left} {right}\n" for left, right in merges)]))
+    positions = sizes["max_position_embeddings"]
+    tokenizer = BartTokenizer(vocab=vocabulary, merges=merges, model_max_length=positions)
+    model = BartForConditionalGeneration(BartConfig(**{**sizes, "vocab_size": len(vocabulary)}))
+    model.generation_config.update(num_beams=4, early_stopping=True, no_repeat_ngram_size=3, forced_eos_token_id=2)
+    return tokenizer, model
+
+
 def _name_on_hub(name: str) -> str:
     """BERT's published files still have TensorFlow's names for LayerNorms; RoBERTa's have today's. GPT-2's are those of
-    the model without its output layer."""
-    if name.startswith("transformer."):
-        return name.removeprefix("transformer.")
+    the model without its output layer, as are BART's."""
+    for wrapper in ("transformer.", "model."):
+        if name.startswith(wrapper):
+            return name.removeprefix(wrapper)
     if not name.startswith(("bert.", "cls.")):
         return name
     return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
@@ -215,6 +238,11 @@ def _text_rows(name: str, generation: GenerationConfig, split: str) -> dict[str,
     """Two rows for every source, as E2E has them; one source is longer than any max_length."""
     generator, n = random.Random(f"{name} {split}"), TEXT_ROWS[split.split("_")[0]]
     sources, targets = [], []
+    if generation.linearization == "none" and name == "xsum":  # one row for every document
+        lengths = [LONG_WORDS if i == LONG_ROW and split != "train" else 4 + i % 9 for i in range(n)]
+        sources = [f"{i} {_sentence(generator, length)}" for i, length in enumerate(lengths)]
+        targets = [_sentence(generator, generator.randint(4, 12)) for _ in range(n)]
+        return {generation.source_column: sources, generation.target_column: targets}
     for i in range(n):
         value = _sentence(generator, LONG_WORDS if i // 2 == LONG_ROW and split != "train" else 1 + i % 7 // 2)
         value = f"{i // 2} {value}".rstrip(".")

@@ -11,6 +11,10 @@ def load_tables(name: str) -> tuple[Tables, str]:
         from benchmarks.micro.data_to_text import DATA_TO_TEXT_VERSION, load_data_to_text
 
         return load_data_to_text(), DATA_TO_TEXT_VERSION
+    if name == "xsum":
+        from benchmarks.micro.summaries import SUMMARIES_VERSION, load_summaries
+
+        return load_summaries(), SUMMARIES_VERSION
     from benchmarks.micro.tasks import TASKS_VERSION, load_micro
 
     return load_micro(name), TASKS_VERSION

@@ -24,6 +24,7 @@ from benchmarks.report.statistics import summarize
 FILE = "claims_e2e.csv"
 _TERM = re.compile(r"(-?\d+) (?:(min|max) )?([^\[\s]+)(?:\[(\w+)=([\w.]+)\])?")
 NOT_RUN = "not run"
+_NAMES = {"bleu": "BLEU", "rougeL": "ROUGE-L"}
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,15 @@ def claims_page(judged: pd.DataFrame, scale: str) -> str:
             shown = points(line["sum"], signed=True) if known else "—"
             own = str(line["verdict"]) if len(of_claim) > 1 else ""
             first = ("", "") if i else (str(claim), f"**{verdict}**")
-            lines.append([first[0], str(line["statement"]), shown, interval, points(line["margin"]), own, first[1]])
-    header = ["", "inequality", "BLEU", "95% interval", "margin", "line", "claim"]
+            metric = _NAMES.get(str(line["metric"]), str(line["metric"]))
+            lines.append(
+                [first[0], str(line["statement"]), metric, shown, interval, points(line["margin"]), own, first[1]]
+            )
+    header = ["", "inequality", "metric", "points", "95% interval", "margin", "line", "claim"]
     notes = [
         "Inequalities, margins and n = 3 seeds were committed before the runs (results/reference/claims_e2e.csv).",
-        "P02, P05 and P08 need models and tasks that are not here; P11, that the source does not see an infix, is "
-        "exact and a test (tests/peft_methods).",
-        "About the stand-in GPT-2 and the generated task, not about the papers' models.",
+        "P02 is about T5; P11, that the source does not see an infix, is exact and a test (tests/peft_methods).",
+        "About the stand-in GPT-2 and BART and the generated tasks, not about the papers' models.",
     ]
     counts = judged.groupby("claim")["verdict"].agg(lambda verdicts: overall(list(verdicts))).value_counts()
     about = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())

@@ -10,9 +10,11 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.record import write_files
-from benchmarks.report.render import bullets, decimals, markdown_table, page, points, unit, write
+from benchmarks.report.render import bullets, markdown_table, page, points, unit, write
 from benchmarks.report.selection import at_selected
 from benchmarks.report.statistics import summarize
+
+_LABELS = {"bleu": "BLEU", "rougeL": "ROUGE-L"}
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,22 @@ class Curve:
     x: str | None
     x_label: str
     series: str
+    drawn: str = "bleu"
     metrics: tuple[str, ...] = ("bleu", "nist", "meteor", "rouge_l", "cider", "loss")
 
 
 CURVES = [
+    Curve(
+        "xsum_length",
+        "Prefix length in summarisation",
+        "Prefix tuning of BART with more and more positions. Li & Liang 2021, figure 4, shows XSUM without numbers.",
+        ("prefix_tuning/xsum_length",),
+        "length",
+        "prefix length",
+        "experiment",
+        "rougeL",
+        ("rouge1", "rouge2", "rougeL", "loss"),
+    ),
     Curve(
         "prefix_length",
         "Prefix length",
@@ -119,7 +133,7 @@ def curve_page(table: pd.DataFrame, curve: Curve, scale: str, figure: str) -> st
     notes = [
         "Test split, at each run's evaluation with the lowest validation loss; ± is the 95% interval of the mean "
         "(Student's t).",
-        "BLEU, METEOR, ROUGE-L in points; NIST and CIDEr in their own units; loss in nats per token.",
+        "BLEU, METEOR and ROUGE in points; NIST and CIDEr in their own units; loss in nats per token.",
     ]
     table_text = markdown_table(names, lines)
     return page(f"{curve.title}, at {scale} scale", curve.about, figure, table_text, bullets(notes))
@@ -133,11 +147,12 @@ def _cell(cells: dict[str, dict[Any, Any]], metric: str) -> str:
     return points(cell["mean"], metric) + (f" ±{points(spread, metric)}" if spread == spread else "")
 
 
-def draw(table: pd.DataFrame, curve: Curve, metric: str = "bleu") -> bytes:
+def draw(table: pd.DataFrame, curve: Curve) -> bytes:
     """The curve of one metric as SVG, with the interval of every point."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    metric = curve.drawn
     of_metric = table[table["metric"] == metric]
     with mpl.rc_context({"svg.hashsalt": curve.name, "svg.fonttype": "none", "font.size": 10}):
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -152,7 +167,7 @@ def draw(table: pd.DataFrame, curve: Curve, metric: str = "bleu") -> bytes:
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axes.minorticks_off()
         axes.set_xlabel(curve.x_label)
-        axes.set_ylabel(f"{metric.upper()} (test, {decimals(metric)} decimal, 95% interval)")
+        axes.set_ylabel(f"{_LABELS[metric]} (test, 95% interval)")
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize=8)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.record import RECORDS, Problem, write_files
-from benchmarks.report import claims, curves, e2e, e2e_gap, micro, parameters, small, tables, tables_page
+from benchmarks.report import claims, curves, e2e_gap, micro, parameters, small, tables, tables_page, texts
 from benchmarks.report.conflicts import conflicts
 from benchmarks.report.reference import DIRECTORY, TABLES, Reference, read_reference
 from benchmarks.report.render import bullets, page, write
@@ -84,14 +84,14 @@ def write_tables(
             write(output, name, small.small_page(cells), cells)
             index.append(_entry(name, "Small scale: real text, small backbones", _filled(cells)))
             shown.append(small.small_page(cells))
-    for scale, (table_name, _) in e2e.TABLES.items():
-        for settings in _settings(frame, scale):
-            cells = e2e.e2e_table(frame, scale, settings)
-            if scale == micro.SCALE or (cells["state"] != "missing").any():
-                name = table_name if settings == "paper" else f"{table_name}_{settings}"
-                text = e2e.e2e_page(cells, scale)
+    for written in texts.TABLES:
+        for settings in _settings(frame, written.scale):
+            cells = texts.text_cells(frame, written, settings)
+            if written.scale == micro.SCALE or (cells["state"] != "missing").any():
+                name = written.name if settings == "paper" else f"{written.name}_{settings}"
+                text = texts.text_page(cells, written)
                 write(output, name, text, cells)
-                index.append(_entry(name, text.partition("\n")[0].removeprefix("# "), _filled(cells)))
+                index.append(_entry(name, written.title, _filled(cells)))
                 shown += [text] if (cells["state"] != "missing").any() else []
     for curve in curves.CURVES:
         for scale in (micro.SCALE, small.SCALE, tables.SCALE):
@@ -120,7 +120,7 @@ def _in_tables(frame: pd.DataFrame, reference: Reference) -> pd.Series:
     rows = {
         tables.SCALE: {experiment for table in reference.tables.values() for experiment in table["experiment"]},
         micro.SCALE: {row.experiment for table in _micro_tables() for row in table.rows}
-        | {row.experiment for row in e2e.MICRO_ROWS},
+        | {row.experiment for table in texts.TABLES for row in table.rows},
     }
     known = {(scale, experiment) for scale, of_scale in rows.items() for experiment in of_scale}
     keys = zip(frame["scale"], frame["experiment"], strict=True)

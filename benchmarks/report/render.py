@@ -21,7 +21,7 @@ def unit(metric: str) -> float:
 
 def decimals(metric: str) -> int:
     """How many decimals the papers print."""
-    return 2 if metric in UNBOUNDED else 1
+    return 2 if metric in UNBOUNDED or metric in ("rouge1", "rouge2", "rougeL") else 1
 
 
 def points(score: float, metric: str = "", signed: bool = False) -> str:

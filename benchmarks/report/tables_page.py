@@ -24,6 +24,9 @@ _ABOUT = {
     "prefix_e2e": "GPT-2 on the E2E test set, the official script's scores with its Python backend, "
     "whitespace-tokenised references. The number of seeds is not stated; the released code takes the last step.",
     "prefix_e2e_acl": "The same in the version of ACL 2021, which reran fine-tuning and PREFIX on GPT-2 medium.",
+    "prefix_xsum": "BART-large on the XSUM test set, ROUGE F of stemmed words. The number of seeds is not stated; the "
+    "released code takes the checkpoint that is best by validation ROUGE-2, the suite the one of the lowest validation "
+    "loss. The fine-tuning row is quoted from Lewis et al. 2020.",
 }
 
 
@@ -42,9 +45,7 @@ def paper_page(table: pd.DataFrame, name: str, parameters: str, settings: str = 
         TABLES[name] if settings == "paper" else f"{TABLES[name]} ({settings} settings)",
         _ABOUT[name],
         markdown_table(["", "", *columns], lines, left=2),
-        bullets(
-            [*_legend(table, "glue" if name in ("houlsby2019_table1", "lora_table2") else "e2e"), *reasons.legend()]
-        ),
+        bullets([*_legend(table), *reasons.legend()]),
         "## Parameters",
         parameters,
     )
@@ -87,12 +88,13 @@ def _difference(cell: Mapping[Any, Any]) -> str:
     return "" if cell["difference"] != cell["difference"] else f"{cell['difference']:+.{decimals(cell['metric'])}f}"
 
 
-def _legend(table: pd.DataFrame, data: str) -> Sequence[str]:
+def _legend(table: pd.DataFrame) -> Sequence[str]:
     legend = []
     holes = table[table["reason"].str.startswith("not run")]
     blocked = holes[holes["reason"].str.startswith("not run (")]
     if not holes.empty:
-        legend.append(f"{HOLE} not run. To run a row: `{command('<experiment>', data)}`, experiments as listed below.")
+        how = command("<experiment>", str(table["task"].iloc[0]))
+        legend.append(f"{HOLE} not run. To run a row: `{how}`, experiments as listed below.")
     for reason, of_reason in blocked.groupby("reason", sort=False):
         legend.append(f"{', '.join(of_reason['row'].drop_duplicates())}: {reason}.")
     if table["ours"].notna().any():

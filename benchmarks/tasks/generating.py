@@ -1,4 +1,4 @@
-"""A task whose answers are texts (E2E, WebNLG, DART): its rows, its references, and its texts for a backbone.
+"""A task whose answers are texts (E2E, WebNLG, DART, XSUM): its rows, its references, and its texts for a backbone.
 
 Rows of a split are pairs of a source line and one target; different sources are the inputs that are decoded and scored,
 in the order of their first rows, each against all targets of its rows (as both papers' code groups them).
@@ -48,9 +48,9 @@ def _check(generation: GenerationConfig, key: str) -> None:
     for name, known in (("linearization", [*LINES]), ("text_form", FORMS), ("reference_form", FORMS)):
         if getattr(generation, name) not in known:
             raise DataError(f"{key}.{name}={getattr(generation, name)!r}: expected one of {', '.join(known)}")
-    for name in ("train_rows", "validation_rows"):
-        if (rows := getattr(generation, name)) is not None and rows < 1:
-            raise DataError(f"{key}.{name}={rows}: expected at least 1, or null for all")
+    for name, least in (("train_rows", 1), ("validation_rows", 1), ("target_tokens", 3)):
+        if (number := getattr(generation, name)) is not None and number < least:
+            raise DataError(f"{key}.{name}={number}: expected at least {least}, or null for all")
     for name in ("source", "target"):
         template = getattr(generation, name)
         try:
@@ -157,9 +157,11 @@ class TextWriter(Sequences):
                 [self.generation.target.format(text=text) for text in targets],
                 data.labels[name],
                 max_length,
+                self.generation.target_tokens,
             )
         most = min(self.tokenizer.model_max_length, positions or self.tokenizer.model_max_length)
-        room = (most - max_new_tokens if self.decoder_only else max_length) - 1
+        around = len(self.ended([]))
+        room = (most - max_new_tokens if self.decoder_only else max_length) - max(around, 1)
         if room < 1:
             raise DataError(
                 f"decoding.max_new_tokens={max_new_tokens} leaves no room for a source among {most} positions (a "
@@ -168,6 +170,7 @@ class TextWriter(Sequences):
         for name, lines in data.inputs.items():
             ids = tokenize_texts([self.generation.source.format(text=text) for text in lines], self.tokenizer)
             splits[name + INPUTS] = TokenizedSplit(
-                *flat([self.ended(row[: min(room, max_length - 1)]) for row in ids]), labels=np.arange(len(lines))
+                *flat([self.ended(row[: min(room, max_length - around)]) for row in ids]),
+                labels=np.arange(len(lines)),
             )
         return splits

@@ -1,6 +1,7 @@
 """Sources and targets as token ids, and the batches made of them: what every task shares that a backbone writes.
 
     T5     encoder: source </s>                  decoder: target </s>
+    BART   encoder: <s> source </s>              decoder: <s> target </s>
     GPT-2  source <|endoftext|> target <|endoftext|>, as in Li & Liang's and LoRA's released code
 
 N rows of a split, B rows of a batch, T tokens of the longest source, U of the longest target.
@@ -27,28 +28,35 @@ class Sequences:
         self.tokenizer, self.decoder_only, self.separator = tokenizer, decoder_only, separator
         self.end = int(tokenizer.eos_token_id)
         self.pad = int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else self.end
+        # BART begins every text with a token, and its decoder with the end token; T5's decoder begins with padding.
+        self.begin = [] if decoder_only or tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+        self.decoder_start = self.end if self.begin else self.pad
 
     def pairs(
-        self, sources: Sequence[str], targets: Sequence[str], labels: np.ndarray, max_length: int
-    ) -> TokenizedSplit:
-        """Sources and targets as ids, an end token behind each. A source that is too long loses tokens at its end.
+        self, sources: Sequence[str], targets: Sequence[str], labels: np.ndarray, max_length: int,
+        target_tokens: int | None = None,
+    ) -> TokenizedSplit:  # fmt: skip
+        """Sources and targets as ids, an end token behind each. A source that is too long loses tokens at its end, as
+        does a target of more than target_tokens, special ones included.
 
         Raises DataError where max_length leaves no room for a source.
         """
         written = tokenize_texts(targets, self.tokenizer)
+        if target_tokens is not None:
+            written = [ids[: target_tokens - 1 - len(self.begin)] for ids in written]
         longest = max(map(len, written))
-        room = max_length - 1 - (longest + 1 if self.decoder_only else 0)
+        room = max_length - 1 - len(self.begin) - (longest + 1 if self.decoder_only else 0)
         self._check_room(room, max_length)
         read = [ids[:room] for ids in tokenize_texts(sources, self.tokenizer)]
         return TokenizedSplit(
             *flat([self.ended(ids) for ids in read]),
             labels=labels,
-            targets=flat([[*ids, self.end] for ids in written]),
+            targets=flat([[*self.begin, *ids, self.end] for ids in written]),
         )
 
     def ended(self, source: list[int]) -> list[int]:
-        """A source with the token that ends it, if one does."""
-        return [*source, self.end] if self.separator else source
+        """A source with the tokens that begin and end it, if any do."""
+        return [*self.begin, *source, self.end] if self.separator else source
 
     def _check_room(self, room: int, max_length: int) -> None:
         if room < 1 or max_length > self.tokenizer.model_max_length:
@@ -59,12 +67,12 @@ class Sequences:
             )
 
     def training_batch(self, split: TokenizedSplit, rows: np.ndarray) -> dict[str, Tensor]:
-        """input_ids, attention_mask, decoder_input_ids (T5) or boundary (GPT-2), and labels: the token
+        """input_ids, attention_mask, decoder_input_ids (T5, BART) or boundary (GPT-2), and labels: the token
         to be written next at each position, IGNORED where there is none; all (B, T) or (B, U) int64."""
         sources, targets = split.rows(rows), split.target_rows(rows)
         if not self.decoder_only:
             inputs, mask = padded(sources, self.pad)
-            shifted, _ = padded([np.concatenate([[self.pad], ids[:-1]]) for ids in targets], self.pad)
+            shifted, _ = padded([np.concatenate([[self.decoder_start], ids[:-1]]) for ids in targets], self.pad)
             labels, _ = padded(targets, IGNORED)
             return {"input_ids": inputs, "attention_mask": mask, "decoder_input_ids": shifted, "labels": labels}
         inputs, mask = padded([np.concatenate([s, t[:-1]]) for s, t in zip(sources, targets, strict=True)], self.pad)

@@ -52,6 +52,16 @@ E2E = {
     "errata/e2e_gap": _LORA,
     **{f"lora/table3_gpt2_large_{method}": _LORA for method in ("lora", "adapter_l_0_88m", "adapter_l_23m")},
 }
+# Of the XSUM rows: Li & Liang, v1 table 5, and fairseq's README.summarization.md.
+_BART, _BART_FULL = (5e-5, 30, 14), (3e-5, 5, 64)
+XSUM = {
+    "prefix_tuning/table2_bart_full": _BART_FULL,
+    "controls/bart_scratch": _BART_FULL,
+    "prefix_tuning/table2_bart_prefix_2pct": _BART,
+    "prefix_tuning/table2_bart_prefix_0_1pct": _BART,
+    "prefix_tuning/xsum_length": _BART,
+    "prefix_tuning/xsum_frozen": (1e-5, 0, 14),
+}
 LOW_DATA = {row for row in E2E if "low_data" in row}
 SMALL_E2E = {f"small/e2e_{n}" for n in ("full", "lora", "houlsby", "prefix")} | {
     f"small/e2e_{kind}_{n}" for kind in ("emb", "infix") for n in (1, 10, 20)
@@ -67,7 +77,9 @@ RUNS = {  # in the sweep of each experiment file: tasks x grid x seeds
     "small/minilm_full": 2,
     "small/minilm_head_only": 2,
     "controls/gpt2_scratch": 3,
-    **dict.fromkeys(E2E, 3),
+    **dict.fromkeys([*E2E, *XSUM], 3),
+    "prefix_tuning/xsum_length": 8 * 3,
+    "prefix_tuning/xsum_frozen": 1,
     "prefix_tuning/length": 5 * 3,
     "errata/e2e_gap": 2 * 2 * 2 * 3,
     "prefix_tuning/hand_written": 5,
@@ -113,7 +125,7 @@ def test_every_printed_row_has_an_experiment_file():
         | {f"controls/{name}" for name in ("majority", "bag_of_words")}
         | {f"controls/{backbone}_{name}" for backbone in ("bert", "roberta") for name in ("head_only", "scratch")}
         | {f"small/minilm_{name}" for name in ("lora", "full", "head_only")}
-        | {*E2E, "controls/gpt2_scratch"}
+        | {*E2E, *XSUM, "controls/gpt2_scratch"}
         | SMALL_E2E
     )
 
@@ -134,6 +146,20 @@ def test_published_settings_of_e2e(experiment: str):
         for task in ("e2e", "e2e_tokenized"):
             script = run_config(f"experiment={experiment}", "scale=paper", f"task={task}", "settings=script")
             assert (script.decoding.length_penalty, script.trainer.selection) == (0.8, "last")
+
+
+@pytest.mark.parametrize("experiment", list(XSUM))
+def test_published_settings_of_xsum(experiment: str):
+    cfg = run_config(f"experiment={experiment}", "scale=paper", "task=xsum")
+    check_config(cfg)
+    assert (cfg.trainer.learning_rate, cfg.trainer.epochs, cfg.trainer.batch_size) == XSUM[experiment]
+    assert (cfg.backbone.name, cfg.decoding.beams, cfg.decoding.max_new_tokens) == ("bart_large", 6, 61)
+    fine_tuned = XSUM[experiment] == _BART_FULL
+    assert (cfg.trainer.label_smoothing, cfg.trainer.max_grad_norm) == ((0.1, 0.1) if fine_tuned else (0.0, 1.0))
+    if "_2pct" in experiment:
+        script = run_config(f"experiment={experiment}", "scale=paper", "task=xsum", "settings=script")
+        assert (cfg.method["length"], script.method["length"]) == (100, 200)
+        assert (cfg.trainer.max_length, script.trainer.max_length) == (512, 1024)
 
 
 @pytest.mark.parametrize("experiment", ROWS)
@@ -165,11 +191,11 @@ def test_published_settings(experiment: str):
 def test_no_recipe_file_is_misnamed():
     """Hydra skips an optional file silently: one that belongs to no row and task would never be read."""
     files = [p.relative_to(CONF_DIR / "recipe").with_suffix("").parts for p in (CONF_DIR / "recipe").rglob("*.yaml")]
-    of_e2e = {parts for parts in files if parts[-1].startswith("e2e")}
-    assert {("/".join(parts[:-1]), parts[-1]) for parts in of_e2e} == {
+    texts = {parts for parts in files if parts[-1].startswith(("e2e", "xsum"))}
+    assert {("/".join(parts[:-1]), parts[-1]) for parts in texts} == {
         (f"script/{row}", task) for row in E2E if row.startswith("lora/") for task in ("e2e", "e2e_tokenized")
-    }
-    files = [parts for parts in files if parts not in of_e2e]
+    } | {("script/prefix_tuning/table2_bart_prefix_2pct", "xsum")}
+    files = [parts for parts in files if parts not in texts]
     named = {("/".join(parts[1:-2]), parts[-1], parts[0]) for parts in files}
     assert named <= set(SETTINGS)
     assert all(parts[-2] == "glue" for parts in files)

@@ -28,7 +28,7 @@ METHODS: dict[str, Any] = {
 class Tokens:
     """As much of a tokenizer as decoding asks for: letters a to f, and the end."""
 
-    eos_token_id = END
+    eos_token_id = bos_token_id = END
     name_or_path = "letters"
 
     def __call__(self, text, add_special_tokens):

@@ -77,7 +77,7 @@ def test_every_weight_of_the_file_is_read(tmp_path, name):
 def test_no_standin_for_other_architectures(tmp_path):
     other = backbone_config("roberta_base")
     other.model_type = "xlnet"
-    with pytest.raises(ValueError, match=r"no stand-in for model_type='xlnet' \(known: bert, roberta, gpt2\)"):
+    with pytest.raises(ValueError, match=r"no stand-in for model_type='xlnet' \(known: bert, roberta, gpt2, bart\)"):
         make_backbone(tmp_path, other)
 
 

@@ -11,11 +11,12 @@ from scipy import stats
 from benchmarks.e2e_gap import main as errata
 from benchmarks.report.claims import FILE, judge, overall, read_claims
 from benchmarks.report.curves import CURVES, curve_page, curve_points, draw
-from benchmarks.report.e2e import COLUMNS, MICRO_ROWS, e2e_page, e2e_table
 from benchmarks.report.e2e_gap import effects, gap_page
 from benchmarks.report.reference import DIRECTORY, TABLES, read_reference
 from benchmarks.report.render import points
 from benchmarks.report.rows import ResultRow, as_frame
+from benchmarks.report.texts import E2E_COLUMNS, E2E_MICRO_ROWS, text_cells, text_page
+from benchmarks.report.texts import TABLES as TEXT_TABLES
 
 NO: dict[str, Any] = {field.name: None for field in dataclasses.fields(ResultRow)}
 
@@ -44,14 +45,15 @@ def test_scores_are_printed_in_the_papers_units():
 def test_the_e2e_table_has_a_hole_where_no_run_is():
     rows = [row("prefix_tuning/table4_prefix", seed, "bleu", 0.7 + seed / 100) for seed in range(3)]
     rows += [row("prefix_tuning/table4_prefix", seed, "nist", 9.0 + seed) for seed in range(3)]
-    cells = e2e_table(as_frame(rows), "micro")
-    assert len(cells) == len(MICRO_ROWS) * len(COLUMNS)
-    text = e2e_page(cells, "micro")
+    table = next(table for table in TEXT_TABLES if table.name == "micro_e2e")
+    cells = text_cells(as_frame(rows), table)
+    assert len(cells) == len(E2E_MICRO_ROWS) * len(E2E_COLUMNS)
+    text = text_page(cells, table)
     (line,) = (line for line in text.split("\n") if line.startswith("| PREFIX"))
     half = stats.t.ppf(0.975, 2) * np.std([0, 1, 2], ddof=1) / 3**0.5
     assert f"71.0 ±{half:.1f}" in line
     assert f"10.00 ±{half:.2f}" in line
-    assert line.count("—") == len(COLUMNS) - 2
+    assert line.count("—") == len(E2E_COLUMNS) - 2
 
 
 @pytest.mark.parametrize("name", ["prefix_e2e", "prefix_e2e_acl", "lora_table3"])

@@ -200,7 +200,7 @@ def test_report_on_an_empty_folder_writes_holes(tmp_path: Path, capsys: pytest.C
     written = sorted(path.name for path in (tmp_path / "tables").iterdir())
     assert written == sorted(
         ["README.md"]
-        + [f"{name}.{kind}" for name in (*TABLES, "micro_e2e") for kind in ("md", "csv")]
+        + [f"{name}.{kind}" for name in (*TABLES, "micro_e2e", "micro_xsum") for kind in ("md", "csv")]
         + [f"{table.name}.{kind}" for table in MICRO_TABLES for kind in ("md", "csv")]
     )
     assert str(tmp_path / "tables" / "README.md") in capsys.readouterr().out
