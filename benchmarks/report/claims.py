@@ -17,14 +17,13 @@ from typing import Any
 import pandas as pd
 from scipy.special import stdtrit
 
-from benchmarks.report.render import bullets, markdown_table, page, points
+from benchmarks.report.render import bullets, markdown_table, metric_name, page, points
 from benchmarks.report.selection import at_selected
 from benchmarks.report.statistics import summarize
 
 FILE = "claims_e2e.csv"
 _TERM = re.compile(r"(-?\d+) (?:(min|max) )?([^\[\s]+)(?:\[(\w+)=([\w.]+)\])?")
 NOT_RUN = "not run"
-_NAMES = {"bleu": "BLEU", "rougeL": "ROUGE-L"}
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def claims_page(judged: pd.DataFrame, scale: str) -> str:
             shown = points(line["sum"], signed=True) if known else "—"
             own = str(line["verdict"]) if len(of_claim) > 1 else ""
             first = ("", "") if i else (str(claim), f"**{verdict}**")
-            metric = _NAMES.get(str(line["metric"]), str(line["metric"]))
+            metric = metric_name(str(line["metric"]))
             lines.append(
                 [first[0], str(line["statement"]), metric, shown, interval, points(line["margin"]), own, first[1]]
             )

@@ -10,11 +10,9 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.record import write_files
-from benchmarks.report.render import bullets, markdown_table, page, points, unit, write
+from benchmarks.report.render import bullets, markdown_table, metric_name, page, points, unit, write
 from benchmarks.report.selection import at_selected
 from benchmarks.report.statistics import summarize
-
-_LABELS = {"bleu": "BLEU", "rougeL": "ROUGE-L"}
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ def curve_page(table: pd.DataFrame, curve: Curve, scale: str, figure: str) -> st
         failed = f" ({first['failed']} failed)" if first["failed"] else ""
         texts = [_cell(cells, metric) for metric in curve.metrics]
         lines.append([*label, f"{first['n']}{failed}", *texts])
-    names = [*([""] if curve.x is None else ["", curve.x_label]), "n", *curve.metrics]
+    names = [*([""] if curve.x is None else ["", curve.x_label]), "n", *map(metric_name, curve.metrics)]
     notes = [
         "Test split, at each run's evaluation with the lowest validation loss; ± is the 95% interval of the mean "
         "(Student's t).",
@@ -167,7 +165,7 @@ def draw(table: pd.DataFrame, curve: Curve) -> bytes:
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axes.minorticks_off()
         axes.set_xlabel(curve.x_label)
-        axes.set_ylabel(f"{_LABELS[metric]} (test, 95% interval)")
+        axes.set_ylabel(f"{metric_name(metric)} (test, 95% interval)")
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize=8)

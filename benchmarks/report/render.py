@@ -12,6 +12,10 @@ from benchmarks.record import write_files
 from benchmarks.record_schema import UNBOUNDED
 
 HOLE = "—"
+METRIC_NAMES = {
+    "bleu": "BLEU", "nist": "NIST", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr", "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "cut_off": "cut off",
+}  # fmt: skip
 
 
 def unit(metric: str) -> float:
@@ -22,6 +26,11 @@ def unit(metric: str) -> float:
 def decimals(metric: str) -> int:
     """How many decimals the papers print."""
     return 2 if metric in UNBOUNDED or metric in ("rouge1", "rouge2", "rougeL") else 1
+
+
+def metric_name(metric: str) -> str:
+    """What stands above a metric's column."""
+    return METRIC_NAMES.get(metric, metric)
 
 
 def points(score: float, metric: str = "", signed: bool = False) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from benchmarks.report.grid import AVERAGE, Column, GridRow, grid
 from benchmarks.report.grid_page import grid_markdown
-from benchmarks.report.render import page
+from benchmarks.report.render import metric_name, page
 
 
 @dataclass(frozen=True)
@@ -24,22 +24,12 @@ class TextTable:
     columns: tuple[Column, ...]
 
 
-E2E_COLUMNS = (
-    Column("BLEU", "e2e", "bleu"),
-    Column("NIST", "e2e", "nist"),
-    Column("METEOR", "e2e", "meteor"),
-    Column("ROUGE-L", "e2e", "rouge_l"),
-    Column("CIDEr", "e2e", "cider"),
-    Column("loss", "e2e", "loss"),
-    Column("cut off", "e2e", "cut_off"),
-)
-XSUM_COLUMNS = (
-    Column("ROUGE-1", "xsum", "rouge1"),
-    Column("ROUGE-2", "xsum", "rouge2"),
-    Column("ROUGE-L", "xsum", "rougeL"),
-    Column("loss", "xsum", "loss"),
-    Column("cut off", "xsum", "cut_off"),
-)
+def _columns(task: str, *metrics: str) -> tuple[Column, ...]:
+    return tuple(Column(metric_name(metric), task, metric) for metric in metrics)
+
+
+E2E_COLUMNS = _columns("e2e", "bleu", "nist", "meteor", "rouge_l", "cider", "loss", "cut_off")
+XSUM_COLUMNS = _columns("xsum", "rouge1", "rouge2", "rougeL", "loss", "cut_off")
 _PREFIX = "prefix_tuning/table4_"
 E2E_MICRO_ROWS = (
     GridRow("GPT-2, random start", "controls/gpt2_scratch"),
