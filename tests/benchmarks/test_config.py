@@ -207,7 +207,9 @@ def test_no_recipe_file_is_misnamed():
 def test_experiment_composes_at_every_scale(experiment: str):
     tasks = sweep_of(experiment)["task"]
     path = CONF_DIR / "experiment" / f"{experiment}.yaml"
-    assert yaml.safe_load(path.read_text())["experiment"] == experiment
+    written = yaml.safe_load(path.read_text())
+    assert written["experiment"] == experiment
+    trains = written.get("trainer", {}).get("epochs") != 0
     assert f"experiment={experiment}" in path.read_text().split("defaults:")[0], "the header gives the exact command"
     # Tasks differ by recipe only, which the test above covers: a task per experiment, another one each time.
     index = EXPERIMENTS.index(experiment)
@@ -215,6 +217,7 @@ def test_experiment_composes_at_every_scale(experiment: str):
         cfg = run_config(f"experiment={experiment}", f"task={task}", f"scale={scale}")
         assert (cfg.experiment, cfg.scale.name) == (experiment, scale)
         assert cfg.backbone.model_type in cfg.scale.backbones or scale == "paper"
+        assert bool(cfg.trainer.epochs) == trains, "what trains nothing does so at every scale: conf/tuned/"
         check_config(cfg)
 
 
