@@ -64,11 +64,10 @@ def load_checkpoint(runs: Sequence[Run], run_ids: Sequence[str], path: Path) -> 
         run.schedule.load_state_dict(run.schedule.state_dict() | schedules[run_id])
         for group, rate in zip(run.optimizer.param_groups, schedules[run_id]["_last_lr"], strict=True):
             group["lr"] = rate
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            for name, value in _part(own, f"optimizer/{key}/").items():
-                parameter = run.parameters[name]
-                device = "cpu" if key == "step" else parameter.device
-                run.optimizer.state[parameter][key] = value.to(device)
+        for name, value in _part(own, "optimizer/").items():
+            key, _, of = name.partition("/")
+            parameter = run.parameters[of]
+            run.optimizer.state[parameter][key] = value.to("cpu" if key == "step" else parameter.device)
     return True
 
 

@@ -171,15 +171,20 @@ def _check_trainer(trainer: TrainerConfig) -> None:
         if not 0 < getattr(trainer, name) < math.inf:
             raise ValueError(f"trainer.{name}={getattr(trainer, name)}: expected a finite number above 0")
     shares = dict.fromkeys(("beta1", "beta2", "warmup_ratio", "label_smoothing"), 1.0)
-    for name, highest in (shares | dict.fromkeys(("weight_decay", "max_grad_norm"), math.inf)).items():
+    for name, highest in (shares | dict.fromkeys(("weight_decay", "max_grad_norm", "z_loss"), math.inf)).items():
         if not 0 <= getattr(trainer, name) < highest:
             raise ValueError(f"trainer.{name}={getattr(trainer, name)}: expected 0 or more, below {highest:g}")
+    if trainer.parameter_scaling and trainer.optimizer != "adafactor":
+        raise ValueError(
+            f"trainer.parameter_scaling=true with trainer.optimizer={trainer.optimizer}: only adafactor scales its "
+            "steps; change one of the two"
+        )
     if trainer.warmup_steps is not None and trainer.warmup_steps < 0:
         raise ValueError(f"trainer.warmup_steps={trainer.warmup_steps}: expected 0 or more, or null")
     if trainer.evaluate_every_steps is not None and trainer.evaluate_every_steps < 1:
         raise ValueError(f"trainer.evaluate_every_steps={trainer.evaluate_every_steps}: expected at least 1, or null")
     for name, known in (
-        ("optimizer", ("adamw", "bert_adam")),
+        ("optimizer", ("adamw", "bert_adam", "adafactor")),
         ("schedule", ("linear", "constant")),
         ("precision", PRECISIONS),
         ("regression_bias", ("zero", "label_mean")),

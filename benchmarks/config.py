@@ -142,14 +142,16 @@ class TrainerConfig:
     epochs 0: nothing is trained, for a method without parameters. batch_size: global, examples per optimizer step.
     micro_batch_size: examples per forward pass of one process (null: the whole batch); the rest is accumulated.
     max_steps: cuts `epochs` short (null: no cut). max_length: in tokens, special ones included. optimizer: adamw, or
-    bert_adam (no bias correction). schedule: linear or constant.
+    bert_adam (no bias correction), or adafactor (T5X's: no betas, no eps; its weight decay is not times the learning
+    rate). parameter_scaling: adafactor's steps are relative to the parameter's size. schedule: linear or constant.
     warmup_steps wins over warmup_ratio. regression_bias: where the output layer's bias starts if num_labels is 1: zero
     (the published code) or label_mean (of the training labels). precision: fp32 or bf16. evaluate_every_steps: null
     means every epoch. selection: best (epoch by the task's selection metric) or last; both are recorded, this one
     initializes children.
     Of what is written: loss_reduction is token_mean (over all tokens of the batch) or example_sum (summed over the
     tokens of an example, mean over the batch: prefix tuning's code); label_smoothing mixes in the mean over the
-    vocabulary. backbone_dropout: null keeps the backbone's own rates, 0 switches them off (both papers' code on GPT-2).
+    vocabulary; z_loss times log(Z)^2 of every token is added (T5X). backbone_dropout: null keeps the backbone's own
+    rates, 0 switches them off (both papers' code on GPT-2).
     max_grad_norm 0: no clipping.
     """
 
@@ -161,6 +163,7 @@ class TrainerConfig:
     eval_batch_size: int = 64
     max_length: int = MISSING
     optimizer: str = "adamw"
+    parameter_scaling: bool = False
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
@@ -172,6 +175,7 @@ class TrainerConfig:
     regression_bias: str = "zero"
     loss_reduction: str = "token_mean"
     label_smoothing: float = 0.0
+    z_loss: float = 0.0
     backbone_dropout: float | None = None
     precision: str = "fp32"
     group_by_length: bool = False

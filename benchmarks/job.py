@@ -65,11 +65,13 @@ class Job:
         if self.sequences is not None:
             smoothing = self.cfg.trainer.label_smoothing
             loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-            if not smoothing:
-                return loss
-            # LoRA's code: (1 - s) NLL + s times the mean over the vocabulary of -log p
-            mean = -F.log_softmax(logits, dim=-1).mean(-1)[labels != IGNORED].sum()
-            return (1 - smoothing) * loss + smoothing * mean
+            if smoothing:  # LoRA's code: (1 - s) NLL + s times the mean over the vocabulary of -log p
+                mean = -F.log_softmax(logits, dim=-1).mean(-1)[labels != IGNORED].sum()
+                loss = (1 - smoothing) * loss + smoothing * mean
+            if self.cfg.trainer.z_loss:
+                log_z = torch.logsumexp(logits, dim=-1)[labels != IGNORED]
+                loss = loss + self.cfg.trainer.z_loss * log_z.square().sum()
+            return loss
         if self.cfg.task.num_labels == 1:
             return F.mse_loss(logits[:, 0], labels.to(logits.dtype), reduction="sum")
         return F.cross_entropy(logits, labels, reduction="sum")

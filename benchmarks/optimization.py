@@ -1,4 +1,5 @@
-"""Optimizers and schedules of the published protocols: torch's AdamW, BERT's Adam, transformers' schedules."""
+"""Optimizers and schedules of the published protocols: torch's AdamW, BERT's Adam, T5X's Adafactor, transformers'
+schedules."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -10,6 +11,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
+from benchmarks.adafactor import Adafactor
 from benchmarks.config import TrainerConfig
 
 
@@ -50,9 +52,11 @@ def make_optimizer(parameters: Mapping[str, Parameter], cfg: TrainerConfig) -> O
     ]
     # of nothing, for a run that trains nothing: an optimizer wants at least one parameter
     groups = [group for group in groups if group["params"]] or [{"params": [Parameter(torch.empty(0))]}]
+    if cfg.optimizer == "adafactor":
+        return Adafactor(groups, cfg.learning_rate, parameter_scaling=cfg.parameter_scaling)
     kinds = {"adamw": AdamW, "bert_adam": BertAdam}
     if cfg.optimizer not in kinds:
-        raise ValueError(f"trainer.optimizer={cfg.optimizer!r}: expected one of {', '.join(kinds)}")
+        raise ValueError(f"trainer.optimizer={cfg.optimizer!r}: expected one of {', '.join(kinds)}, adafactor")
     return kinds[cfg.optimizer](groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps)
 
 

@@ -27,6 +27,8 @@ _ADDED_LATER: dict[str, dict[str, Any]] = {
         "loss_reduction": "token_mean",
         "label_smoothing": 0.0,
         "backbone_dropout": None,
+        "parameter_scaling": False,
+        "z_loss": 0.0,
     },
     "generation": {"target_tokens": None},  # within the task
 }

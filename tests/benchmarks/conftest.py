@@ -19,11 +19,13 @@ from peft_methods.bitfit import BitFit
 from peft_methods.bottleneck import Houlsby
 from peft_methods.heads import ClassificationHead
 from peft_methods.lora import Lora
+from peft_methods.prompt import Prompt
 
 METHODS: dict[str, Method] = {
     "lora": Lora(rank=2, alpha=4, dropout=0.1, targets=["query", "value"], init_A="kaiming_uniform"),
     "houlsby": Houlsby(4, "gelu_tanh", "truncated_normal", 0.01, train_layer_norms=True),
     "bitfit": BitFit("all"),
+    "prompt": Prompt(5, None, "uniform", (-0.5, 0.5), 40, ()),
 }
 
 

@@ -27,6 +27,7 @@ from benchmarks.run import run_pack
 from benchmarks.tasks.data import DataError, load_task
 from benchmarks.tasks.generating import TextWriter
 from benchmarks.tasks.linearizing import dart_line, e2e_line, plain_texts, tokenized, web_nlg_line
+from benchmarks.tasks.sequences import IGNORED
 from benchmarks.text_metrics import bleu
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -229,6 +230,10 @@ def test_loss_is_what_the_papers_code_computes(job, smoothing, reduction):
         by_example.append((1 - smoothing) * nll + smoothing * -lines.mean(-1))
     expected = torch.cat(by_example).mean() if reduction == "token_mean" else sum(map(torch.sum, by_example)) / 2
     assert found.item() == pytest.approx(float(expected), abs=1e-6)
+    with_z = job(f"trainer.label_smoothing={smoothing}", f"trainer.loss_reduction={reduction}", "trainer.z_loss=0.01")
+    read = logits[batch["labels"] != IGNORED]
+    more = 0.01 * (read.exp().sum(-1).log() ** 2).sum() / run.weight(rows)
+    assert (with_z.loss(logits, batch["labels"]) / run.weight(rows)).item() == pytest.approx(float(expected + more))
     kind = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), label_smoothing=smoothing)
     if reduction == "token_mean":
         assert found.item() == pytest.approx(kind.item(), abs=1e-6)

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import Adafactor as TransformersAdafactor
 
+from benchmarks.adafactor import Adafactor
 from benchmarks.checkpoint import load_checkpoint, save_checkpoint
 from benchmarks.optimization import BertAdam, make_optimizer, make_schedule
 from benchmarks.training import Run, data_order, restore_best, train
@@ -16,6 +18,7 @@ MIXED: list[tuple[str, dict[str, Any]]] = [
     ("lora", {"seed": 1, "learning_rate": 1e-3, "epochs": 4}),
     ("houlsby", {"seed": 2, "learning_rate": 3e-3, "batch_size": 5, "num_labels": 3, "micro_batch_size": 2}),
     ("bitfit", {"seed": 3, "learning_rate": 1e-2, "num_labels": 1, "optimizer": "bert_adam", "weight_decay": 0.1}),
+    ("prompt", {"seed": 4, "optimizer": "adafactor", "learning_rate": 1e-2, "parameter_scaling": True}),
 ]
 
 
@@ -75,7 +78,7 @@ class Killed(RuntimeError):
 
 @pytest.mark.parametrize("stop", [1, 7, 13])
 def test_a_killed_pack_resumes_bit_for_bit(toy_pack, accelerator, tmp_path, stop):
-    ids, path = ["a", "b", "c"], tmp_path / "state.safetensors"
+    ids, path = ["a", "b", "c", "d"], tmp_path / "state.safetensors"
     attached, jobs = toy_pack(MIXED)
     whole = train(attached, jobs, accelerator)
     expected = [trained_tensors(attached, k) for k in range(3)]
@@ -153,6 +156,60 @@ def test_bert_adam_is_adam_without_bias_correction():
     np.testing.assert_allclose(parameter.detach().numpy(), p, rtol=1e-12)
 
 
+def original_adafactor(start, gradients, lr, decay, factored, scaling):
+    """google-research/t5x, adafactor.py, written out step by step in numpy (float64)."""
+    p, v, rows, columns = start.copy(), np.zeros_like(start), np.zeros(len(start)), np.zeros(start.shape[1])
+    for t, g in enumerate(gradients, start=1):
+        beta2, square = 1 - t**-0.8, g**2 + 1e-30
+        if factored:
+            rows = beta2 * rows + (1 - beta2) * square.mean(1)
+            columns = beta2 * columns + (1 - beta2) * square.mean(0)
+            update = g * np.sqrt(rows.mean() / np.outer(rows, columns))
+        else:
+            v = beta2 * v + (1 - beta2) * square
+            update = g / np.sqrt(v)
+        update = update / max(1, np.sqrt((update**2).mean()))
+        scale = max(np.sqrt((p**2).mean()), 1e-3) if scaling else 1
+        p = (1 - decay) * p - lr * scale * update
+    return p
+
+
+@pytest.mark.parametrize("scaling", [False, True])
+@pytest.mark.parametrize(("shape", "factored"), [((100, 16), False), ((127, 200), False), ((150, 128), True)])
+def test_adafactor_equals_the_original_rule(shape, factored, scaling):
+    """20 steps with Lester et al.'s values; from 128 rows and columns on, the original factors a prompt, too."""
+    rng = np.random.default_rng(0)
+    start, gradients = rng.uniform(-0.5, 0.5, shape), rng.normal(size=(20, *shape)) * rng.uniform(0.1, 10, (20, 1, 1))
+    parameter = torch.nn.Parameter(torch.tensor(start))
+    optimizer = Adafactor([parameter], 0.3, 1e-5, scaling)
+    for g in gradients:
+        parameter.grad = torch.tensor(g)
+        optimizer.step()
+    expected = original_adafactor(start, gradients, 0.3, 1e-5, factored, scaling)
+    np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scaling", [False, True])
+@pytest.mark.parametrize("shape", [(150, 128), (60,)])
+def test_adafactor_equals_that_of_transformers_where_both_factor(shape, scaling):
+    """A matrix of at least 128 x 128, a vector; transformers' decay is times its learning rate."""
+    torch.manual_seed(0)
+    ours = torch.nn.Parameter(torch.rand(shape, dtype=torch.float64))
+    theirs = torch.nn.Parameter(ours.detach().clone())
+    lr, settings = 0.3, {"scale_parameter": scaling, "relative_step": False, "warmup_init": False}
+    decay = 0.0 if scaling else 1e-2
+    optimizers = (
+        Adafactor([ours], lr, decay, scaling),
+        TransformersAdafactor([theirs], lr, weight_decay=decay / lr, **settings),
+    )
+    for _ in range(20):
+        ours.grad = torch.randn(shape, dtype=torch.float64)
+        theirs.grad = ours.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 def test_only_matrices_decay(toy_config):
     cfg = toy_config(weight_decay=0.5, learning_rate=0.1).trainer
     matrix, vector = (torch.nn.Parameter(torch.ones(shape)) for shape in ((2, 2), (2,)))
@@ -200,6 +257,7 @@ GOLDEN = {
     "lora": [0.6963881885, 0.6792046904, 0.6944653785, 0.6907389609],
     "houlsby": [1.109382035, 1.099120648, 1.09330033],
     "bitfit": [5.411666014, 2.242202001, 1.934698982],
+    "prompt": [0.6941839852, 0.6975802345, 0.6978570047],
 }
 
 
