@@ -61,7 +61,7 @@ def gap_page(table: pd.DataFrame) -> str:
     notes = [
         "Issue 165 of microsoft/LoRA: three users get 68.65 to 68.87 BLEU for GPT-2 medium with LoRA where Table 3 of "
         "the paper prints 70.4: 1.5 to 1.8 points.",
-        f"From {table['run_id'].nunique()} trained runs, {len(table)} combinations of decoding and scoring. BLEU of a "
+        f"Trained runs: {table['run_id'].nunique()}; {len(table)} combinations of decoding and scoring. BLEU of a "
         "level: mean over all combinations of the other factors (n).",
         "A backbone of our own and far smaller than the paper's: the order of the factors may differ there. The same "
         "command on the published ones: `peft-bench run -m experiment=errata/e2e_gap scale=paper`, then `peft-bench "
