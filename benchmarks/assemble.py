@@ -11,14 +11,16 @@ from typing import Any, cast
 
 import numpy as np
 
-from benchmarks.config import LOSS, RunConfig
+from benchmarks.config import LOSS, RunConfig, task_of, writes_text
 from benchmarks.decoding import Outputs
 from benchmarks.evaluation import has_illegal, is_constant, scores, text_scores
 from benchmarks.record import SCHEMA, Record
 from benchmarks.record_schema import tolerance_for
 from benchmarks.tasks.data import TaskData
+from benchmarks.tasks.writing import ILLEGAL
 
 CUT_OFF = "cut_off"  # share of outputs that max_new_tokens cut off
+ILLEGAL_ANSWERS = "illegal"  # share of written answers that are no label
 PARAMS = ("method", "head", "added", "stored", "backbone", "layers")  # of ParameterCounts
 
 
@@ -88,9 +90,12 @@ def _scores(
 ) -> dict[str, tuple[float | None, int]]:
     """Metric -> its value and the number of examples behind it."""
     if not isinstance(predictions, Outputs):
-        found = scores(cfg.task, predictions, data.labels[split])
+        found = scores(task_of(cfg, split), predictions, data.labels[split], data.groups.get(split))
+        if writes_text(cfg.backbone.model_type):
+            found[ILLEGAL_ANSWERS] = float((predictions == ILLEGAL).mean())
         return {metric: (value, len(predictions)) for metric, value in found.items()}
-    of_texts = text_scores(cfg.task, predictions.texts, data.references[split])
+    task = task_of(cfg, split)
+    of_texts = text_scores(task, predictions.texts, data.references[split], data.groups.get(split))
     cut_off = predictions.ended.count(False) / len(predictions)
     return {
         LOSS: (output.losses[checkpoint][split], len(data.labels[split])),

@@ -5,11 +5,14 @@ import math
 
 from transformers import CONFIG_MAPPING, AutoConfig
 
+from benchmarks.answers import ANSWER_METRICS
 from benchmarks.compose import task_choice
 from benchmarks.config import (
     LOSS,
     BackboneConfig,
     RunConfig,
+    ScaleConfig,
+    TaskConfig,
     TrainerConfig,
     generation_of,
     is_control,
@@ -17,7 +20,7 @@ from benchmarks.config import (
     writes_text,
 )
 from benchmarks.devices import DEVICES, DTYPES, PRECISIONS
-from benchmarks.metrics import METRICS
+from benchmarks.metrics import EXACT_MATCH, MEAN, METRICS
 from benchmarks.rouge import ROUGE
 from benchmarks.text_metrics import TEXT_METRICS
 from peft_methods.architectures import ARCHITECTURES
@@ -52,13 +55,21 @@ def check_config(cfg: RunConfig) -> None:
             f"task={cfg.task.name} has no form at scale={cfg.scale.name}: choose scale=small or scale=paper, "
             "task=e2e or task=xsum"
         )
-    known_metrics = [*METRICS] if generation_of(cfg.task, cfg.scale) is None else [LOSS, *TEXT_METRICS, *ROUGE]
-    unknown = [metric for metric in cfg.task.metrics if metric not in known_metrics]
-    if unknown or cfg.task.selection_metric not in cfg.task.metrics:
+    for task in (cfg.task, *cfg.transfer.values()):
+        _check_metrics(task, cfg.scale)
+    for name, task in cfg.transfer.items():
+        kinds = [(t.num_labels, generation_of(t, cfg.scale) is None) for t in (task, cfg.task)]
+        if kinds[0] != kinds[1] or "/" in name:
+            raise ValueError(
+                f"transfer.{name} is {task.name} with num_labels={task.num_labels}, the run is trained on "
+                f"{cfg.task.name} with {cfg.task.num_labels}: expected one kind of task at scale={cfg.scale.name}, and "
+                "no slash in the name; change transfer"
+            )
+    reads_pairs = not (is_control(cfg) or writes_text(cfg.backbone.model_type))
+    if reads_pairs and len(cfg.task.text_columns) > 2:
         raise ValueError(
-            f"task {cfg.task.name}: metrics {cfg.task.metrics}, selection_metric {cfg.task.selection_metric!r}; "
-            f"expected names among {', '.join(known_metrics)}, the selection metric one of the task's; change "
-            "conf/task/"
+            f"task={cfg.task.name} has {len(cfg.task.text_columns)} texts a row, of which {cfg.backbone.name} reads "
+            "two at most; choose a backbone that reads and writes text (backbone=t5_v1_1_small)"
         )
     if not 0 <= cfg.seed < 2**32:
         raise ValueError(f"seed={cfg.seed}: expected 0 to {2**32 - 1}")
@@ -79,6 +90,24 @@ def check_config(cfg: RunConfig) -> None:
         _check_text(cfg)
     if cfg.threads is not None and cfg.threads < 1:
         raise ValueError(f"threads={cfg.threads}: expected at least 1, or null for torch's choice")
+
+
+def _check_metrics(task: TaskConfig, scale: ScaleConfig) -> None:
+    texts = generation_of(task, scale) is not None
+    known = [LOSS, *TEXT_METRICS, *ROUGE, *ANSWER_METRICS] if texts else [*METRICS, EXACT_MATCH]
+    unknown = [metric for metric in task.metrics if metric not in (*known, MEAN)]
+    if unknown or task.selection_metric not in task.metrics:
+        raise ValueError(
+            f"task {task.name}: metrics {task.metrics}, selection_metric {task.selection_metric!r}; expected names "
+            f"among {', '.join((*known, MEAN))}, the selection metric one of the task's; change conf/task/"
+        )
+    if (EXACT_MATCH in task.metrics) != bool(task.group_columns):
+        raise ValueError(
+            f"task {task.name}: metrics {task.metrics}, group_columns {task.group_columns}; expected {EXACT_MATCH} "
+            "with columns that make groups, or neither; change conf/task/"
+        )
+    if MEAN in task.metrics and len(task.metrics) < 2:
+        raise ValueError(f"task {task.name}: metrics {task.metrics}; expected others to take the mean of")
 
 
 def _check_generation(cfg: RunConfig) -> None:
@@ -161,6 +190,8 @@ def _known_keys(model_type: str) -> set[str]:
 def _check_trainer(trainer: TrainerConfig) -> None:
     if trainer.epochs < 0:
         raise ValueError(f"trainer.epochs={trainer.epochs}: expected 0 (no training) or more")
+    if trainer.eval_max_length is not None and trainer.eval_max_length < 0:
+        raise ValueError(f"trainer.eval_max_length={trainer.eval_max_length}: expected 0 (no limit) or more, or null")
     for name in ("batch_size", "micro_batch_size", "eval_batch_size", "max_length", "max_steps"):
         value = getattr(trainer, name)
         if value is not None and value < 1:

@@ -36,28 +36,35 @@ class BackboneConfig:
 class TextConfig:
     """A task for a backbone that writes text. source: what it reads, with {column} for each text column.
 
-    labels: what it writes for label 0, 1, ...; empty for a score, which is written with one decimal.
+    labels: what it writes for label 0, 1, ...; empty for a score, which is written with one decimal. replace: texts
+    within the columns and what stands for them (MultiRC's HTML).
     """
 
     source: str = MISSING
     labels: list[str] = MISSING
+    replace: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class GenerationConfig:
     """A task whose answers are texts with references, for a backbone that writes.
 
-    source_column, target_column: what is read, and one or several reference texts. linearization: how a source becomes
-    a line (linearizing.py): none, e2e, web_nlg or dart. text_form, reference_form: official, or tokenized as in the
-    papers' own files, for what is trained on and for what is scored against. source, target: what the model reads and
-    writes, with {text} and every blank; an end token follows each, a source only with `separator`. target_tokens:
-    of the longest target that is trained on, special ones included (null: no limit); references stay whole. train_rows:
-    of the training split (null: all), drawn by train_sample. validation_rows: of the validation split, for the loss
-    during training (null: all).
+    source_column, target_column: what is read, and one or several reference texts; source_columns: in place of
+    source_column, where a line is made of several. truth_column: whether a row's target is right; training has the rows
+    where it is, and scores know it (WSC). linearization: how a source becomes a line (linearizing.py): none, e2e,
+    web_nlg, dart, joined, squad, record or wsc. targets: a row is trained on all its targets or the first. text_form,
+    reference_form: official, or tokenized as in the papers' own files, for what is trained on and for what is scored
+    against. source, target: what the model reads and writes, with {text} and every blank; an end token follows each, a
+    source only with `separator`. target_tokens: of the longest target that is trained on, special ones included (null:
+    no limit); references stay whole. train_rows: of the training split (null: all), drawn by train_sample.
+    validation_rows: of the validation split, for the loss during training (null: all).
     """
 
-    source_column: str = MISSING
+    source_column: str = ""
     target_column: str = MISSING
+    source_columns: list[str] = field(default_factory=list)
+    truth_column: str = ""
+    targets: str = "all"
     linearization: str = "none"
     text_form: str = "official"
     reference_form: str = "official"
@@ -111,7 +118,9 @@ class TaskConfig:
     backbone can write the answer; micro_text: the same in words of the generated language. generation,
     micro_generation: of a task whose answers are texts (num_labels 0), likewise; text_columns and label_range are empty
     there, selection_metric may be `loss`, the validation loss per token, whose lowest value is the best.
-    metrics: names in metrics.py; selection_metric: one of them.
+    metrics: names in metrics.py, and `mean` of the others; selection_metric: one of them. group_columns: columns, or
+    fields of one (idx.question), that tell which rows exact_match takes together (MultiRC: the answers to a question).
+    target_prefix: a text before everything that a backbone writes, taken off its answers (a sentinel).
     """
 
     name: str = MISSING
@@ -129,6 +138,8 @@ class TaskConfig:
     public_test: bool = False
     metrics: list[str] = MISSING
     selection_metric: str = MISSING
+    group_columns: list[str] = field(default_factory=list)
+    target_prefix: str = ""
     text: TextConfig | None = None
     micro_text: TextConfig | None = None
     generation: GenerationConfig | None = None
@@ -140,6 +151,7 @@ class TrainerConfig:
     """How a run is optimized; the published value and its section stand beside each value in conf/recipe/.
 
     epochs 0: nothing is trained, for a method without parameters. batch_size: global, examples per optimizer step.
+    eval_max_length: of a text that is answered by a backbone with an encoder (null: max_length, 0: as long as it is).
     micro_batch_size: examples per forward pass of one process (null: the whole batch); the rest is accumulated.
     max_steps: cuts `epochs` short (null: no cut). max_length: in tokens, special ones included. optimizer: adamw, or
     bert_adam (no bias correction), or adafactor (T5X's: no betas, no eps; its weight decay is not times the learning
@@ -162,6 +174,7 @@ class TrainerConfig:
     micro_batch_size: int | None = None
     eval_batch_size: int = 64
     max_length: int = MISSING
+    eval_max_length: int | None = None
     optimizer: str = "adamw"
     parameter_scaling: bool = False
     beta1: float = 0.9
@@ -234,7 +247,8 @@ class RunConfig:
     experiment: the printed row. settings: paper or script, where they disagree. recipe: where the published
     hyperparameters of this row and task come from; null at scale=paper is an error. data_dir, backbone_dir: local
     folders in hub layout instead of the hub. device: auto, cpu or cuda. threads: null keeps torch's choice.
-    checkpoint_seconds: how often the state of a run is written, from which it resumes.
+    checkpoint_seconds: how often the state of a run is written, from which it resumes. transfer: other tasks of the
+    same kind, on which the trained run is scored as it is; their splits are called <name>/<split>.
     """
 
     backbone: BackboneConfig = MISSING
@@ -248,6 +262,7 @@ class RunConfig:
     settings: str = "paper"
     recipe: str | None = None
     init_from: InitFromConfig | None = None
+    transfer: dict[str, TaskConfig] = field(default_factory=dict)
     seed: int = 0
     data_dir: str | None = None
     backbone_dir: str | None = None
@@ -256,6 +271,12 @@ class RunConfig:
     threads: int | None = None
     checkpoint_seconds: float = 300.0
     force: bool = False
+
+
+def task_of(cfg: RunConfig, split: str) -> TaskConfig:
+    """The task that a split of a run's data is of: its own, or one of `transfer`."""
+    name, _, _ = split.rpartition("/")
+    return cfg.transfer[name] if name else cfg.task
 
 
 def text_of(task: TaskConfig, scale: ScaleConfig) -> TextConfig | None:

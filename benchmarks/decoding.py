@@ -57,7 +57,8 @@ def decode(
         batches[k] = send_to_device(job.question_batch(split, rows), accelerator.device)
         with accelerator.autocast():
             written = write(attached, k, batches, cfg, tokenizer)
-        mine.append((rows, [read(ids, cfg, tokenizer) for ids in written.tolist()]))
+        found_here = [read(ids, cfg, tokenizer) for ids in written.tolist()]
+        mine.append((rows, [(job.texts.read(text), ended) for text, ended in found_here]))
     parts = gather_object(mine) if accelerator.num_processes > 1 else mine
     found: list[tuple[str, bool]] = [("", False)] * len(order)
     for rows, outputs in parts:

@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 
+from benchmarks.answers import ANSWER_METRICS, score_answers
 from benchmarks.config import LOSS, TaskConfig
+from benchmarks.decoding import decode
 from benchmarks.job import Job
-from benchmarks.metrics import score
+from benchmarks.metrics import EXACT_MATCH, MEAN, exact_match, score
 from benchmarks.rouge import ROUGE, rouge
+from benchmarks.tasks.generating import INPUTS
 from benchmarks.tasks.sequences import IGNORED
 from benchmarks.tasks.tokenizing import TokenizedSplit
 from benchmarks.tasks.writing import ILLEGAL
@@ -22,23 +25,32 @@ from peft_methods.inputs import Batch
 
 
 def validate(attached: Attached, k: int, job: Job, name: str, accelerator: Accelerator) -> dict[str, float] | None:
-    """Run k's scores on a validation split during training: all metrics, or the loss where answers are texts (their
-    metrics need a beam search, which is left to the end). None where the model gave no finite numbers."""
+    """Run k's scores on a validation split during training: all metrics, or the loss alone where it is what selects
+    (the metrics of texts need a search, which is then left to the end). None where the model gave no finite numbers."""
     if job.texts is not None:
         loss = target_loss(attached, k, job, job.data[name], accelerator)
-        return {LOSS: loss} if math.isfinite(loss) else None
-    predictions = predict(attached, k, job, job.data[name], accelerator)
-    return None if predictions is None else scores(job.cfg.task, predictions, job.data[name].labels)
+        if not math.isfinite(loss):
+            return None
+        if job.cfg.task.selection_metric == LOSS:
+            return {LOSS: loss}
+        outputs = decode(attached, k, job, job.data[name + INPUTS], accelerator).texts
+        found = text_scores(job.cfg.task, outputs, job.references[name], job.truth.get(name))
+        return {LOSS: loss, **{metric: value for metric, value in found.items() if value is not None}}
+    predictions = predict(attached, k, job, name, accelerator)
+    return (
+        None if predictions is None else scores(job.cfg.task, predictions, job.data[name].labels, job.data[name].groups)
+    )
 
 
 @torch.no_grad()
-def predict(attached: Attached, k: int, job: Job, split: TokenizedSplit, accelerator: Accelerator) -> np.ndarray | None:
+def predict(attached: Attached, k: int, job: Job, name: str, accelerator: Accelerator) -> np.ndarray | None:
     """(N,) predicted labels of run k (raw values for regression), in the order of the split; None where the model gave
     no finite numbers. Processes share the batches."""
+    split = job.data[name]
 
     def answer(rows: np.ndarray, batches: list[Batch | None]) -> np.ndarray:
         batches[k] = send_to_device(job.question_batch(split, rows), accelerator.device)
-        return job.answer(attached, k, batches)
+        return job.answer(attached, k, batches, name)
 
     results = _by_batches(attached, job, split, accelerator, answer)
     if not np.isfinite(results).all():
@@ -86,12 +98,16 @@ def _by_batches(
 
 
 def text_scores(
-    task: TaskConfig, outputs: Sequence[str], references: Sequence[Sequence[str]]
+    task: TaskConfig, outputs: Sequence[str], references: Sequence[Sequence[str]], truth: np.ndarray | None = None
 ) -> dict[str, float | None]:
     """Every metric of a task whose answers are texts; None where it needs Java and there is none."""
-    of_e2e, of_summaries = ([name for name in task.metrics if name in known] for known in (TEXT_METRICS, ROUGE))
+    kinds = (TEXT_METRICS, ROUGE, ANSWER_METRICS)
+    of_e2e, of_summaries, of_answers = ([name for name in task.metrics if name in known] for known in kinds)
     found = score_texts(outputs, references, of_e2e) if of_e2e else {}
-    return found | (rouge(outputs, references, of_summaries) if of_summaries else {})
+    found |= rouge(outputs, references, of_summaries) if of_summaries else {}
+    found |= score_answers(outputs, references, of_answers, truth) if of_answers else {}
+    values = [value for value in found.values() if value is not None]
+    return found | ({MEAN: float(np.mean(values))} if MEAN in task.metrics else {})
 
 
 def better(metric: str, value: float, than: float | None) -> bool:
@@ -101,16 +117,25 @@ def better(metric: str, value: float, than: float | None) -> bool:
     return value < than if metric == LOSS else value > than
 
 
-def scores(task: TaskConfig, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def scores(
+    task: TaskConfig, predictions: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None
+) -> dict[str, float]:
     """Every metric of the task, in the metric's own unit; nan where it is undefined (a constant prediction).
 
     An answer that is no label of the task is a wrong one. F1, which knows two classes only, sees the other class, as
     T5's released metric does (f1_score_with_invalid); the other metrics see a class of its own.
     """
-    seen = dict.fromkeys(task.metrics, predictions)
-    if "f1" in seen:
-        seen["f1"] = np.where(predictions == ILLEGAL, 1 - labels, predictions)
-    return {metric: score(metric, values, labels) for metric, values in seen.items()}
+    found: dict[str, float] = {}
+    for metric in task.metrics:
+        if metric == MEAN:
+            continue
+        if metric == EXACT_MATCH:
+            assert groups is not None
+            found[metric] = exact_match(predictions == labels, groups)
+            continue
+        two = np.where(predictions == ILLEGAL, 1 - labels, predictions) if metric == "f1" else predictions
+        found[metric] = score(metric, two, labels)
+    return found | ({MEAN: float(np.mean([*found.values()]))} if MEAN in task.metrics else {})
 
 
 def has_illegal(task: TaskConfig, predictions: np.ndarray) -> bool:

@@ -36,7 +36,18 @@ METHOD_VERSIONS = {
     "benchmarks.controls.Majority": 1,
     "benchmarks.controls.BagOfWords": 1,
 }
-TASK_VERSIONS = {"glue": 1, "e2e_nlg": 1, "e2e_nlg_tokenized": 1, "web_nlg_2017": 1, "dart": 1, "xsum": 1}
+TASK_VERSIONS = {
+    "glue": 1,
+    "super_glue": 1,
+    "e2e_nlg": 1,
+    "e2e_nlg_tokenized": 1,
+    "web_nlg_2017": 1,
+    "dart": 1,
+    "xsum": 1,
+    "squad": 1,
+    "squad_sea": 1,
+    "mrqa": 1,
+}
 
 
 def scientific_config(cfg: RunConfig) -> dict[str, Any]:
@@ -54,14 +65,23 @@ def identity(cfg: RunConfig, data_sha256: str, parents: Sequence[str], weights: 
     weights: sha256 of the backbone's weights where no shipped backbone stands in (see `weights_of`).
     """
     method = cfg.method["_target_"]
-    if method not in METHOD_VERSIONS or cfg.task.dataset not in TASK_VERSIONS:
+    tasks = {name: task.dataset for name, task in cfg.transfer.items()} | {"": cfg.task.dataset}
+    if method not in METHOD_VERSIONS or not {*tasks.values()} <= {*TASK_VERSIONS}:
         raise ValueError(
-            f"no result version for method {method} or data set {cfg.task.dataset!r}: add one to benchmarks/identity.py"
+            f"no result version for method {method} or one of the data sets {', '.join(sorted({*tasks.values()}))}: add "
+            "one to benchmarks/identity.py"
         )
+    versions: dict[str, Any] = {
+        "loop": LOOP_VERSION,
+        "method": METHOD_VERSIONS[method],
+        "task": TASK_VERSIONS[tasks.pop("")],
+    }
+    if tasks:
+        versions["transfer"] = {name: TASK_VERSIONS[dataset] for name, dataset in tasks.items()}
     made = {
         "config": scientific_config(cfg),
         "data": data_sha256,
-        "versions": {"loop": LOOP_VERSION, "method": METHOD_VERSIONS[method], "task": TASK_VERSIONS[cfg.task.dataset]},
+        "versions": versions,
         "parents": list(parents),
     }
     return made if weights is None else made | {"weights": weights}

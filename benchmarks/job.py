@@ -5,7 +5,7 @@ label in words (`writer`), or a text that is compared with references (`texts`).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,18 @@ from peft_methods.inputs import Batch
 
 @dataclass
 class Job:
-    """writer, texts: None where the run classifies, at most one of them. on_evaluation: who wants to hear of them."""
+    """writer, texts: None where the run classifies, at most one of them. transfers: the writers of the tasks that the
+    run is scored on besides. on_evaluation: who wants to hear of them. references, truth: of the inputs of each split,
+    for the scores of texts during training."""
 
     cfg: RunConfig
     data: dict[str, TokenizedSplit]
     pad_token_id: int
     writer: Writer | None = None
     texts: TextWriter | None = None
+    transfers: dict[str, Writer] = field(default_factory=dict)
+    references: dict[str, list[list[str]]] = field(default_factory=dict)
+    truth: dict[str, np.ndarray] = field(default_factory=dict)
     on_evaluation: Callable[[dict[str, Any]], None] = lambda point: None
 
     @property
@@ -82,13 +87,14 @@ class Job:
             return self.sequences.question_batch(split, rows)
         return collate(split, rows, self.pad_token_id)
 
-    def answer(self, attached: Attached, k: int, batches: list[Batch | None]) -> np.ndarray:
+    def answer(self, attached: Attached, k: int, batches: list[Batch | None], split: str) -> np.ndarray:
         """(B,) predicted labels of run k's batch; of a regression its raw values. NaN where logits were not finite."""
-        if self.writer is not None:
-            settings = {"max_new_tokens": self.writer.max_new_tokens, "do_sample": False, "num_beams": 1}
+        writer = self.transfers.get(split.rpartition("/")[0], self.writer)
+        if writer is not None:
+            settings = {"max_new_tokens": writer.max_new_tokens, "do_sample": False, "num_beams": 1}
             written = attached.generate(batches, **settings)[k]
             assert written is not None
-            return self.writer.read(written)
+            return writer.read(written)
         logits = attached(batches)[k]
         assert logits is not None
         values = logits.float().cpu().numpy()

@@ -149,13 +149,28 @@ def _writing_job(p: Prepared, k: int, cfg: RunConfig, backbone: Backbone, attach
     generation = generation_of(p.cfg.task, p.cfg.scale)
     if generation is not None:
         check_tokens(p.cfg.decoding, backbone.tokenizer)  # now rather than after the training
-        texts = TextWriter(generation, backbone.tokenizer, decoder_only)
-        lengths = p.cfg.trainer.max_length, p.cfg.decoding.max_new_tokens
-        splits = texts.tokenize(p.data, *lengths, attached.positions(k))
-        return Job(cfg, splits, texts.pad, texts=texts)
+        texts = TextWriter(generation, backbone.tokenizer, decoder_only, p.cfg.task.target_prefix)
+        trainer = p.cfg.trainer
+        lengths = trainer.max_length, p.cfg.decoding.max_new_tokens, attached.positions(k), trainer.eval_max_length
+        splits = texts.tokenize(p.data.of(""), *lengths)
+        for name, task in p.cfg.transfer.items():
+            other = generation_of(task, p.cfg.scale)
+            assert other is not None  # check_config
+            scored = TextWriter(other, backbone.tokenizer, decoder_only, p.cfg.task.target_prefix)
+            splits |= {f"{name}/{s}": split for s, split in scored.tokenize(p.data.of(name), *lengths).items()}
+        return Job(cfg, splits, texts.pad, texts=texts, references=p.data.references, truth=p.data.groups)
     text = text_of(p.cfg.task, p.cfg.scale)
+    read = p.cfg.trainer.max_length, p.cfg.trainer.eval_max_length
     writer = Writer(p.cfg.task, text, backbone.tokenizer, decoder_only)
-    return Job(cfg, writer.tokenize(p.data, p.cfg.trainer.max_length), writer.pad, writer)
+    job = Job(cfg, writer.tokenize(p.data.of(""), *read), writer.pad, writer)
+    for name, task in p.cfg.transfer.items():
+        task = dataclasses.replace(task, target_prefix=p.cfg.task.target_prefix)
+        trained = text.labels if text else []
+        job.transfers[name] = Writer(task, text_of(task, p.cfg.scale), backbone.tokenizer, decoder_only, trained)
+        of_other = job.transfers[name].tokenize(p.data.of(name), *read)
+        job.data |= {f"{name}/{s}": split for s, split in of_other.items()}
+        job.transfers[name].max_new_tokens = max(job.transfers[name].max_new_tokens, writer.max_new_tokens)
+    return job
 
 
 def _train_and_record(
@@ -211,7 +226,7 @@ def _output(r: Run, start: dict[str, Tensor], accelerator: Accelerator, memory: 
 
     def decoded(checkpoint: str) -> dict[str, np.ndarray | Outputs]:
         if r.job.texts is None:
-            found = {s: predict(r.attached, r.k, r.job, r.job.data[s], accelerator) for s in splits}
+            found = {s: predict(r.attached, r.k, r.job, s, accelerator) for s in splits}
             return {s: predictions for s, predictions in found.items() if predictions is not None}
         losses[checkpoint] = {s: target_loss(r.attached, r.k, r.job, r.job.data[s], accelerator) for s in splits}
         bars = {s: f"{cfg.experiment} seed {cfg.seed}: {s}, {checkpoint}" if show_progress else None for s in splits}

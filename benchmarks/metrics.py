@@ -4,6 +4,8 @@ Each is in its own unit; only a table scales it:
 
     accuracy              correct / N                                    0 … 1
     f1                    2 TP / (2 TP + FP + FN), class 1 is positive    0 … 1
+    macro_f1              mean of the F1 of every class of the references 0 … 1
+    exact_match           share of groups of rows that are all correct    0 … 1   (exact_match(), needs the groups)
     matthews_correlation  (TP·TN − FP·FN) / √(…), any number of classes  −1 … 1; one predicted class: 0, as scikit-learn
     pearson, spearman     linear and rank correlation                    −1 … 1
 
@@ -90,6 +92,17 @@ class F1(LocalMetric):
         return float(sklearn_metrics.f1_score(references, predictions, zero_division=np.nan))
 
 
+class MacroF1(LocalMetric):
+    """Mean over the classes that the references have of each class's F1, 0 for one that is never predicted."""
+
+    @staticmethod
+    def value(predictions: np.ndarray, references: np.ndarray) -> float:
+        classes = np.unique(references)
+        return float(
+            sklearn_metrics.f1_score(references, predictions, labels=classes, average="macro", zero_division=0)
+        )
+
+
 class MatthewsCorrelation(LocalMetric):
     """Correlation between predicted and true classes; 0 where only one class is predicted or present."""
 
@@ -127,9 +140,11 @@ def _undefined(*arrays: np.ndarray) -> bool:
     return any(not np.isfinite(array).all() or (array == array[0]).all() for array in arrays)
 
 
+EXACT_MATCH, MEAN = "exact_match", "mean"  # of groups of rows; of a task's other metrics
 METRICS: dict[str, type[LocalMetric]] = {
     "accuracy": Accuracy,
     "f1": F1,
+    "macro_f1": MacroF1,
     "matthews_correlation": MatthewsCorrelation,
     "pearson": Pearson,
     "spearman": Spearman,
@@ -145,6 +160,11 @@ def score(name: str, predictions: Numbers, references: Numbers) -> float:
     if name not in METRICS:
         raise ValueError(f"no metric {name!r} (known: {', '.join(METRICS)}); change task.metrics or add it to METRICS")
     return _metric(name)._compute(predictions, references)[name]
+
+
+def exact_match(correct: np.ndarray, groups: np.ndarray) -> float:
+    """Share of the groups whose rows are all correct; correct: (N,) bool, groups: (N,) which group a row is of."""
+    return float(1 - len(np.unique(groups[~correct])) / len(np.unique(groups)))
 
 
 @cache

@@ -14,7 +14,7 @@ from benchmarks.checks import check_config
 from benchmarks.config import RunConfig, is_control
 from benchmarks.identity import identity, run_id
 from benchmarks.record import NewerRecordError, Record, RecordError, read_record, record_path, set_aside
-from benchmarks.tasks.data import TaskData, load_task
+from benchmarks.tasks.data import TaskData, load_run_data
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def prepare(cfg: RunConfig, parent_score: Callable[[RunConfig], tuple[str, float
     parent_score: the run id and validation score of a possible parent, found, made or refused.
     """
     check_config(cfg)
-    data = load_task(cfg.task, cfg.scale, cfg.data_dir)
+    data = load_run_data(cfg)
     weights = None if is_control(cfg) else weights_of(cfg.backbone, cfg.scale, cfg.backbone_dir)
     if cfg.init_from is None:
         made = identity(cfg, data.sha256, [], weights)

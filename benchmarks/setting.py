@@ -21,7 +21,7 @@ _NOT_SCIENTIFIC = {
 }
 # Fields younger than the first records: left out at the value those runs had, so that their identities stand.
 _ADDED_LATER: dict[str, dict[str, Any]] = {
-    "task": {"public_test": False},
+    "task": {"public_test": False, "group_columns": [], "target_prefix": ""},
     "trainer": {
         "regression_bias": "zero",
         "loss_reduction": "token_mean",
@@ -29,8 +29,15 @@ _ADDED_LATER: dict[str, dict[str, Any]] = {
         "backbone_dropout": None,
         "parameter_scaling": False,
         "z_loss": 0.0,
+        "eval_max_length": None,
     },
-    "generation": {"target_tokens": None},  # within the task
+    "generation": {
+        "target_tokens": None,
+        "source_columns": [],
+        "truth_column": "",
+        "targets": "all",
+    },  # within the task
+    "text": {"replace": {}},  # likewise
 }
 
 _SPEED_OF_DECODING = {"name", "batch_size"}
@@ -41,18 +48,27 @@ def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
     part = {key: config[key] for key in ("backbone", "method", "task", "trainer", "experiment", "settings", "seed")}
     for group, names in _NOT_SCIENTIFIC.items():
         part[group] = {k: v for k, v in part[group].items() if k not in names}
-    for group in ("task", "trainer"):
-        part[group] = _without_later(group, part[group])
-    by_scale = {"text": "micro_text", "generation": "micro_generation"}
-    part["task"] = {k: v for k, v in part["task"].items() if k not in {*by_scale, *by_scale.values()}}
-    micro = config["scale"]["data"] == "micro"
-    if writes_text(part["backbone"]["model_type"]):
-        part["task"]["text"] = config["task"]["micro_text" if micro else "text"]
-    generation = config["task"].get("micro_generation" if micro else "generation")
-    if generation is not None:
-        part["task"]["generation"] = _without_later("generation", generation)
+    part["trainer"] = _without_later("trainer", part["trainer"])
+    part["task"] = _task(config, config["task"])
+    if "generation" in part["task"]:
         part["decoding"] = {k: v for k, v in config["decoding"].items() if k not in _SPEED_OF_DECODING}
+    if transfer := config.get("transfer"):
+        part["transfer"] = {name: _task(config, task) for name, task in transfer.items()}
     part["scale"] = config["scale"]["name"]
+    return part
+
+
+def _task(config: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, Any]:
+    """What a task is to this backbone at this scale."""
+    left_out = {*_NOT_SCIENTIFIC["task"], "text", "micro_text", "generation", "micro_generation"}
+    part = _without_later("task", {k: v for k, v in task.items() if k not in left_out})
+    micro = config["scale"]["data"] == "micro"
+    if writes_text(config["backbone"]["model_type"]):
+        text = task["micro_text" if micro else "text"]
+        part["text"] = text and _without_later("text", text)
+    generation = task.get("micro_generation" if micro else "generation")
+    if generation is not None:
+        part["generation"] = _without_later("generation", generation)
     return part
 
 

@@ -15,6 +15,10 @@ def load_tables(name: str) -> tuple[Tables, str]:
         from benchmarks.micro.summaries import SUMMARIES_VERSION, load_summaries
 
         return load_summaries(), SUMMARIES_VERSION
+    if name in ("squad", "squad_sea"):
+        from benchmarks.micro.questions import QUESTIONS_VERSION, load_questions
+
+        return load_questions(name), QUESTIONS_VERSION
     from benchmarks.micro.tasks import TASKS_VERSION, load_micro
 
     return load_micro(name), TASKS_VERSION

@@ -5,6 +5,7 @@ Tasks with labels are read here, those whose answers are texts in generating.py;
 Nothing is repaired: a row that cannot be trained on or scored stops the run before training, by its number (from 0).
 """
 
+import dataclasses
 import functools
 import hashlib
 import math
@@ -18,13 +19,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.config import ScaleConfig, TaskConfig, generation_of
+from benchmarks.config import RunConfig, ScaleConfig, TaskConfig, generation_of
+from benchmarks.tasks import mrqa
 
 Columns = Mapping[str, Sequence[Any]]  # column name -> values, row by row
 
 
 class DataError(ValueError):
     """Data that cannot be used; the message says what was found, what is expected and where to change it."""
+
+
+PARTS = ("texts", "labels", "inputs", "references", "groups")  # of TaskData, by split
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class TaskData:
     by split; file layout, paths and unused columns do not matter.
     Where answers are texts: a row is a source and one of its targets, labels tell which of `inputs` the source is;
     inputs: split -> the M different sources; references: split -> the texts each is scored against.
+    groups: split -> (N,) int64, which rows exact_match takes together; empty where the task names no group_columns.
     """
 
     texts: dict[str, list[tuple[str, ...]]]
@@ -44,6 +50,16 @@ class TaskData:
     sha256: str
     inputs: dict[str, list[str]] = field(default_factory=dict)
     references: dict[str, list[list[str]]] = field(default_factory=dict)
+    groups: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def of(self, task: str) -> "TaskData":
+        """The splits <task>/<split> of a transfer task under their own names; for "", those of the run's own task."""
+        parts: dict[str, Any] = {}
+        for part in PARTS:
+            by_split = getattr(self, part)
+            names = {split: split.rpartition("/") for split in by_split}
+            parts[part] = {inner: by_split[split] for split, (name, _, inner) in names.items() if name == task}
+        return dataclasses.replace(self, **parts)
 
 
 class Wanted(NamedTuple):
@@ -67,18 +83,35 @@ class _Labels(NamedTuple):
     label_column: str
     num_labels: int
     label_range: tuple[float, ...]
+    group_columns: tuple[str, ...]
 
 
-def splits_of(task: TaskConfig, scale: ScaleConfig) -> tuple[tuple[str, str], ...]:
-    """The splits that a run reads, each with the key of the configuration that names it."""
-    splits = [(task.train_split, "task.train_split")]
+def load_run_data(cfg: RunConfig) -> TaskData:
+    """All that a run reads: its task's splits, and those of the tasks it is scored on (transfer). Raises DataError."""
+    own = load_task(cfg.task, cfg.scale, cfg.data_dir)
+    if not cfg.transfer:
+        return own
+    parts: dict[str, Any] = {part: dict(getattr(own, part)) for part in PARTS}
+    digest = hashlib.sha256(own.sha256.encode())
+    for name, task in sorted(cfg.transfer.items()):
+        other = load_task(task, cfg.scale, cfg.data_dir, trains=False)
+        digest.update(f"{name}\0{other.sha256}\0".encode())
+        for part in PARTS:
+            parts[part] |= {f"{name}/{split}": value for split, value in getattr(other, part).items()}
+    return dataclasses.replace(own, **parts, sha256=digest.hexdigest())
+
+
+def splits_of(task: TaskConfig, scale: ScaleConfig, trains: bool = True) -> tuple[tuple[str, str], ...]:
+    """The splits that a run reads, each with the key of the configuration that names it; without training, those that
+    are scored."""
+    splits = [(task.train_split, "task.train_split")] if trains else []
     splits += [(split, "task.validation_splits") for split in task.validation_splits]
     splits += [(split, "task.test_splits") for split in task.test_splits if scale.evaluate_test or task.public_test]
     return tuple(splits)
 
 
-def load_task(task: TaskConfig, scale: ScaleConfig, data_dir: str | None) -> TaskData:
-    """The training, validation and (where the scale has labels for them) test splits of a task.
+def load_task(task: TaskConfig, scale: ScaleConfig, data_dir: str | None, trains: bool = True) -> TaskData:
+    """The training (`trains`), validation and (where the scale has labels for them) test splits of a task.
 
     scale.data "micro" generates them; "published" reads `<data_dir>/<dataset>/<subset>/<split>.parquet` (or the hub's
     `<split>-00000-of-0000N.parquet`), or downloads `hub_id` where data_dir is None. Raises DataError.
@@ -86,32 +119,42 @@ def load_task(task: TaskConfig, scale: ScaleConfig, data_dir: str | None) -> Tas
     if generation_of(task, scale) is not None:
         from benchmarks.tasks.generating import load_generation
 
-        return load_generation(task, scale, data_dir)
+        return load_generation(task, scale, data_dir, trains)
     texts = [(column, "task.text_columns") for column in task.text_columns]
+    groups = {column.partition(".")[0]: "task.group_columns" for column in task.group_columns}
     wanted = Wanted(
         task.name,
         task.dataset,
         task.hub_id,
         task.hub_revision,
         task.subset,
-        (*texts, (task.label_column, "task.label_column")),
-        splits_of(task, scale),
+        (*texts, *groups.items(), (task.label_column, "task.label_column")),
+        splits_of(task, scale, trains),
         scale.data,
         data_dir,
     )
-    return _load(wanted, _Labels(tuple(task.text_columns), task.label_column, task.num_labels, tuple(task.label_range)))
+    described = _Labels(
+        tuple(task.text_columns),
+        task.label_column,
+        task.num_labels,
+        tuple(task.label_range),
+        tuple(task.group_columns),
+    )
+    return _load(wanted, described)
 
 
 @functools.lru_cache(maxsize=16)  # a sweep over GLUE comes back to each of its tasks
 def _load(wanted: Wanted, described: _Labels) -> TaskData:
     _check_description(wanted.name, described)
     tables, source = read_tables(wanted)
-    texts, labels = {}, {}
+    texts, labels, groups = {}, {}, {}
     for split, columns in tables.items():
         where = f"split {split!r} of {wanted.name}"
         texts[split] = _texts(described.text_columns, columns, where)
         labels[split] = _labels(described, columns[described.label_column], where)
-    return TaskData(texts, labels, source, content_hash(texts, labels))
+        if described.group_columns:
+            groups[split] = _groups(described.group_columns, columns, where)
+    return TaskData(texts, labels, source, content_hash(texts, labels, groups=groups), groups=groups)
 
 
 def read_tables(wanted: Wanted) -> tuple[dict[str, Columns], str]:
@@ -133,9 +176,8 @@ def read_tables(wanted: Wanted) -> tuple[dict[str, Columns], str]:
 
 
 def _check_description(name: str, described: _Labels) -> None:
-    if not 1 <= len(described.text_columns) <= 2:
-        given = list(described.text_columns)
-        raise DataError(f"{name} has text columns {given}, expected one or two; change task.text_columns")
+    if not described.text_columns:
+        raise DataError(f"{name} has no text columns, expected at least one; change task.text_columns")
     if described.num_labels > 1 and described.label_range != (0, described.num_labels - 1):
         raise DataError(
             f"{name} has {described.num_labels} classes but label_range {list(described.label_range)}, expected "
@@ -161,9 +203,22 @@ def _from_folder(wanted: Wanted, data_dir: str) -> dict[str, Columns]:
             f"no folder {folder} for {wanted.name}; expected <data_dir>/<dataset>/<subset>/<split>.parquet: change "
             "data_dir, task.dataset or task.subset, or leave data_dir out to use the Hugging Face hub"
         )
+    if wanted.dataset == mrqa.DATASET:
+        return {split: _from_mrqa(folder, split) for split, _ in wanted.splits}
     names = sorted(path.name for path in folder.glob("*.parquet"))
     files = {split: _files(split, key, folder, names) for split, key in wanted.splits}
     return {split: _read_parquet(wanted, split, paths) for split, paths in files.items()}
+
+
+def _from_mrqa(folder: Path, split: str) -> Columns:
+    path = folder / f"{split}.jsonl.gz"
+    if not path.is_file():
+        found = ", ".join(sorted(each.name for each in folder.iterdir())) or "nothing"
+        raise DataError(f"no file {path} (found: {found}); expected the shared task's own file of that name")
+    try:
+        return mrqa.read_mrqa(path)
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def _files(split: str, key: str, folder: Path, names: list[str]) -> list[Path]:
@@ -218,7 +273,8 @@ def _from_hub(wanted: Wanted) -> dict[str, Columns]:
     if not wanted.hub_id:
         raise DataError(
             f"no data set of the hub holds {wanted.name} in this layout; set data_dir=<folder> to read "
-            f"<folder>/{(Path(wanted.dataset) / wanted.subset).as_posix()}/<split>.parquet"
+            f"<folder>/{(Path(wanted.dataset) / wanted.subset).as_posix()}/<split>."
+            + ("jsonl.gz" if wanted.dataset == mrqa.DATASET else "parquet")
         )
     try:
         tables = datasets.load_dataset(wanted.hub_id, wanted.subset or None, revision=wanted.hub_revision)
@@ -287,6 +343,25 @@ def _labels(described: _Labels, column: Sequence[Any], where: str) -> np.ndarray
     return labels
 
 
+def _groups(names: Sequence[str], columns: Columns, where: str) -> np.ndarray:
+    """(N,) number of the group that each row's values of these columns make."""
+    numbers: dict[tuple[Any, ...], int] = {}
+    found = []
+    for number in range(len(columns[names[0].partition(".")[0]])):
+        values = []
+        for name in names:
+            column, _, inner = name.partition(".")
+            value = columns[column][number]
+            if inner and not (isinstance(value, Mapping) and inner in value):
+                raise DataError(
+                    f"{where}, column {column!r}, row {number} is {value!r}, expected a field {inner!r} in it; change "
+                    "task.group_columns"
+                )
+            values.append(value[inner] if inner else value)
+        found.append(numbers.setdefault(tuple(values), len(numbers)))
+    return np.array(found, dtype=np.int64)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and math.isfinite(value)
 
@@ -295,14 +370,20 @@ def content_hash(
     texts: Mapping[str, list[tuple[str, ...]]],
     labels: Mapping[str, np.ndarray],
     references: Mapping[str, list[list[str]]] | None = None,
+    groups: Mapping[str, np.ndarray] | None = None,
 ) -> str:
-    """Of every split's name, texts and labels. Lengths go in first, so that no two contents give the same bytes."""
+    """Of every split's name, texts, labels and what else a score follows from.
+
+    Lengths go in first, so that no two contents give the same bytes.
+    """
     content = hashlib.sha256()
     for split in sorted(texts):
         content.update(f"{split}\0{len(texts[split])}\0{len(texts[split][0])}\0{labels[split].dtype.kind}\0".encode())
         for column in zip(*texts[split], strict=True):
             _add(content, column)
         content.update(labels[split].astype(f"<{labels[split].dtype.kind}8").tobytes())
+        if groups and split in groups:
+            content.update(groups[split].astype("<i8").tobytes())
         for group in (references or {}).get(split, ()):
             content.update(f"{len(group)}\0".encode())
             _add(content, group)

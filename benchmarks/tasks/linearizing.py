@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.tasks.text_to_text import answers, joined_line, record_line, spaced_answers, squad_line, wsc_line
+
 E2E_KEYS = {
     "name": "name",
     "eatType": "Type",
@@ -100,9 +102,15 @@ def plain_texts(texts: Any) -> Sequence[str]:
     return [text.strip() for text in found]
 
 
-LINES: dict[str, Callable[..., str]] = {
-    "none": plain_line,
-    "e2e": e2e_line,
-    "web_nlg": web_nlg_line,
-    "dart": dart_line,
+# Linearization -> a row's source (or its columns) as a line, and its target texts.
+LINES: dict[str, tuple[Callable[..., str], Callable[[Any], Sequence[str]]]] = {
+    "none": (plain_line, plain_texts),
+    "e2e": (e2e_line, plain_texts),
+    "web_nlg": (web_nlg_line, plain_texts),
+    "dart": (dart_line, plain_texts),
+    "joined": (joined_line, answers),
+    "squad": (squad_line, spaced_answers),
+    "record": (record_line, answers),
+    "wsc": (wsc_line, answers),
 }
+OF_COLUMNS = {"joined": 2, "squad": 2, "record": 3, "wsc": 3}  # how many source_columns a line is made of

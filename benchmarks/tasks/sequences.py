@@ -59,7 +59,7 @@ class Sequences:
         return [*self.begin, *source, self.end] if self.separator else source
 
     def _check_room(self, room: int, max_length: int) -> None:
-        if room < 1 or max_length > self.tokenizer.model_max_length:
+        if room < 1 or (self.decoder_only and max_length > self.tokenizer.model_max_length):
             raise DataError(
                 f"trainer.max_length={max_length}, expected {max_length - room + 1} to "
                 f"{self.tokenizer.model_max_length} tokens for {self.tokenizer.name_or_path}; change "

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -25,7 +25,8 @@ class TokenizedSplit:
     """One split's token ids, row after row.
 
     input_ids (tokens of all rows,) int32. token_type_ids: the same shape, or None where the backbone has no segments.
-    targets: what is to be written, ids and offsets like these (writing.py); None for a classifier.
+    targets: what is to be written, ids and offsets like these (writing.py); None for a classifier. groups: (N,) int64,
+    which rows a metric takes together, None where none does.
     offsets (N + 1,) int64: row i is input_ids[offsets[i]:offsets[i + 1]]. labels (N,) int64 or float64.
     """
 
@@ -34,6 +35,7 @@ class TokenizedSplit:
     labels: np.ndarray
     token_type_ids: np.ndarray | None = None
     targets: tuple[np.ndarray, np.ndarray] | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -77,7 +79,10 @@ def tokenize(
     key = (data.sha256, tokenizer_sha256(tokenizer), max_length, with_token_types)
     if key not in _cache:
         _cache[key] = {
-            split: _tokenize_split(rows, data.labels[split], tokenizer, max_length, with_token_types)
+            split: replace(
+                _tokenize_split(rows, data.labels[split], tokenizer, max_length, with_token_types),
+                groups=data.groups.get(split),
+            )
             for split, rows in data.texts.items()
         }
         if len(_cache) > CACHED:

@@ -3,6 +3,8 @@
 N rows of a split, B rows of a batch, U tokens of the longest answer.
 """
 
+import dataclasses
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,21 +21,25 @@ SPARE_TOKENS = 2  # an answer may run on past the longest target, so that it is 
 
 
 class Writer(Sequences):
-    """How one task is written for one backbone. decoder_only: source and target are one sequence (GPT-2)."""
+    """How one task is written for one backbone. decoder_only: source and target are one sequence (GPT-2). trained: the
+    labels in the words of the task that a run was trained on, whose answers count where it is scored on another."""
 
     def __init__(
-        self, task: TaskConfig, text: TextConfig | None, tokenizer: PreTrainedTokenizerBase, decoder_only: bool
-    ):
+        self, task: TaskConfig, text: TextConfig | None, tokenizer: PreTrainedTokenizerBase, decoder_only: bool,
+        trained: Sequence[str] = (),
+    ):  # fmt: skip
         super().__init__(tokenizer, decoder_only)
         if text is None:
             raise DataError(
                 f"task {task.name} has no text form for {tokenizer.name_or_path}, which writes; add task.text"
             )
         self.task, self.text = task, text
+        self.labels = {word: i for words in (trained, text.labels) for i, word in enumerate(words)}
         self.max_new_tokens = 0
 
-    def tokenize(self, data: TaskData, max_length: int) -> dict[str, TokenizedSplit]:
-        """Every split as ids of sources and targets. A source that is too long loses tokens at its end.
+    def tokenize(self, data: TaskData, max_length: int, read_length: int | None = None) -> dict[str, TokenizedSplit]:
+        """Every split as ids of sources and targets. A source that is too long loses tokens at its end. read_length:
+        instead of max_length for what an encoder is to answer (0: any).
 
         Raises DataError for a label without words, and where max_length leaves no room for a source.
         """
@@ -41,25 +47,31 @@ class Writer(Sequences):
         for name, rows in data.texts.items():
             labels = data.labels[name]
             targets = [self.target(label) for label in labels.tolist()]
-            splits[name] = self.pairs([self.source(row) for row in rows], targets, labels, max_length)
+            answered = name != self.task.train_split and read_length is not None and not self.decoder_only
+            length = (read_length or sys.maxsize) if answered else max_length
+            pairs = self.pairs([self.source(row) for row in rows], targets, labels, length)
+            splits[name] = dataclasses.replace(pairs, groups=data.groups.get(name))
             longest = max(map(len, splits[name].target_rows(np.arange(len(labels)))))
             self.max_new_tokens = max(self.max_new_tokens, longest + SPARE_TOKENS)
         return splits
 
     def source(self, row: Sequence[str]) -> str:
         """What the model reads."""
+        for text, other in self.text.replace.items():
+            row = [column.replace(text, other) for column in row]
         return self.text.source.format(**dict(zip(self.task.text_columns, row, strict=True)))
 
     def target(self, label: float) -> str:
         """What it should write, behind a space in one sequence; scores are rounded to 0.2, as T5 does with STS-B."""
         word = self.text.labels[int(label)] if self.text.labels else f"{round(label * 5) / 5:.1f}"
+        word = f"{self.task.target_prefix} {word}" if self.task.target_prefix else word
         return f" {word}" if self.decoder_only else word
 
     def meaning(self, answer: str) -> float:
         """The label that an answer stands for, or ILLEGAL."""
-        answer = answer.strip()
+        answer = answer.strip().removeprefix(self.task.target_prefix).strip()
         if self.text.labels:
-            return self.text.labels.index(answer) if answer in self.text.labels else ILLEGAL
+            return self.labels.get(answer, ILLEGAL)
         try:
             value = float(answer)
         except ValueError:

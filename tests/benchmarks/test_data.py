@@ -20,7 +20,7 @@ WITH_TEST = ScaleConfig(name="small", data="published", evaluate_test=True)
 
 
 def config(name, **changes):
-    file = next((CONF_DIR / "task").rglob(f"{name}.yaml"))
+    file = next(path for path in (CONF_DIR / "task").rglob(f"{name}.yaml") if "super_glue" not in path.parts)
     return TaskConfig(**{**yaml.safe_load(file.read_text()), **changes})
 
 
@@ -194,7 +194,7 @@ def test_unreachable_hub(monkeypatch):
 def test_description_that_contradicts_itself(tmp_path):
     with pytest.raises(DataError, match=r"3 classes but label_range \[0, 1\]"):
         load_task(dataclasses.replace(RTE, num_labels=3), PUBLISHED, str(tmp_path))
-    with pytest.raises(DataError, match="expected one or two"):
+    with pytest.raises(DataError, match="expected at least one"):
         load_task(dataclasses.replace(RTE, text_columns=[]), PUBLISHED, str(tmp_path))
 
 

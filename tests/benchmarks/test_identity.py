@@ -133,5 +133,5 @@ def test_every_method_file_has_a_result_version():
 
 def test_an_unknown_method_is_refused():
     cfg = compose_run([])
-    with pytest.raises(ValueError, match=r"add one to benchmarks/identity\.py"):
+    with pytest.raises(ValueError, match=r"data sets glue: add one to benchmarks/identity\.py"):
         identity(dataclasses.replace(cfg, method={"_target_": "peft_methods.new.New"}), "d", [])

@@ -28,6 +28,12 @@ def f1(p, y):
     return 2 * precision * recall / (precision + recall)
 
 
+def macro_f1(p, y):
+    """A class that is another one's negative has that one's counts with the roles exchanged."""
+    exchanged = [[1 - value for value in values] for values in (p, y)]
+    return (f1(p, y) + f1(*exchanged)) / 2
+
+
 def matthews_correlation(p, y):
     tp, tn, fp, fn = counts(p, y)
     return (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
@@ -46,7 +52,7 @@ def spearman(p, y):
     return pearson(ranks(p), ranks(y))
 
 
-FORMULAS = {f.__name__: f for f in (accuracy, f1, matthews_correlation, pearson, spearman)}
+FORMULAS = {f.__name__: f for f in (accuracy, f1, macro_f1, matthews_correlation, pearson, spearman)}
 INPUTS = {name: (NUMBERS, TARGETS) if METRICS[name].regression else (PREDICTED, TRUE) for name in METRICS}
 
 
@@ -65,7 +71,7 @@ def test_the_ends_of_the_range(name):
     references = INPUTS[name][1]
     assert score(name, references, references) == pytest.approx(1.0)
     worst = -references if METRICS[name].regression else 1 - references
-    assert score(name, worst, references) == pytest.approx(0.0 if name in ("accuracy", "f1") else -1.0)
+    assert score(name, worst, references) == pytest.approx(0.0 if name in ("accuracy", "f1", "macro_f1") else -1.0)
 
 
 def test_arguments_are_not_exchanged():

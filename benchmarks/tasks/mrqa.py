@@ -1,0 +1,37 @@
+"""The out-of-domain sets of MRQA 2019 in their own format (github.com/mrqa/MRQA-Shared-Task-2019): gzipped lines of
+JSON, a header first, then a context with all its questions in each:
+
+    {"header": {"dataset": "BioASQ", "split": "dev"}}
+    {"context": "...", "qas": [{"question": "...", "answers": ["...", ...]}, ...]}
+
+Every question becomes a row. (The released prompt-tuning code keeps the first question of a context only.)
+"""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+DATASET = "mrqa"
+
+
+def read_mrqa(path: Path) -> dict[str, list[Any]]:
+    """context, question and answers of every question of a file. Raises ValueError with the line of what is wrong."""
+    columns: dict[str, list[Any]] = {"context": [], "question": [], "answers": []}
+    number = 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                found = json.loads(line)
+                if number == 1 and "header" in found:
+                    continue
+                for asked in found["qas"]:
+                    columns["context"].append(found["context"])
+                    columns["question"].append(asked["question"])
+                    columns["answers"].append(list(asked["answers"]))
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}, line {number}: {type(error).__name__}: {error}; expected gzipped lines of JSON with "
+            "context and qas"
+        ) from error
+    return columns

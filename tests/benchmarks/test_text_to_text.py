@@ -1,0 +1,228 @@
+"""SuperGLUE, SQuAD and MRQA as T5 reads, writes and scores them; on files made here, and on real ones if there are."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from sklearn.metrics import f1_score
+from transformers import AutoTokenizer
+
+from benchmarks.answers import names_referent, score_answers
+from benchmarks.backbone import MICRO_BACKBONES
+from benchmarks.checks import check_config
+from benchmarks.compose import compose_run
+from benchmarks.config import RunConfig
+from benchmarks.evaluation import scores
+from benchmarks.metrics import exact_match
+from benchmarks.record import read_record, record_path
+from benchmarks.run import run_pack
+from benchmarks.tasks.data import DataError, load_run_data, load_task
+from benchmarks.tasks.text_to_text import record_line, spaced, squad_line, wsc_line
+from benchmarks.tasks.writing import ILLEGAL, Writer
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+real = pytest.mark.skipif(not (DATA / "super_glue").is_dir(), reason="no SuperGLUE and SQuAD in ../shared/data")
+LABELLED = ("boolq", "cb", "copa", "multirc", "rte", "wic")
+
+
+def config(*words: str) -> RunConfig:
+    return compose_run(["backbone=t5_v1_1_small", "method=prompt", "decoding=greedy", "scale=small", *words])
+
+
+def write(folder: Path, **columns: list[Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "validation"):
+        Dataset.from_dict(columns).to_parquet(folder / f"{split}.parquet")
+
+
+@pytest.mark.parametrize("task", [*LABELLED, "wsc", "record"])
+def test_super_glue_composes_and_is_checked(task: str):
+    check_config(config(f"task=super_glue/{task}"))
+
+
+def test_lines_are_those_of_t5():
+    assert spaced('He said "U.S.-made".') == 'He said " U . S . - made " .'
+    assert squad_line(("Who came?", "Ada  came.")) == "question: Who came ? context: Ada came ."
+    news = "First\n@highlight\nAda came\n@highlight\nBob left."
+    assert record_line(("@placeholder came", ["Ada", "Bob"], news)) == (
+        "query: @placeholder came entities: Ada, Bob passage: First. Ada came. Bob left."
+    )
+    ended = record_line(("q", ["Ada"], "First.\n@highlight\nAda came"))
+    assert ended.endswith("passage: First. Ada came")
+    assert wsc_line(("Ada told Bob that she came.", "she", 4)) == "Ada told Bob that *she* came."
+    assert wsc_line(('"Good for him," he said.', "him", 2)) == '"Good for *him* ," he said.'
+    assert wsc_line(("they want to use it , but", "it", 3)) == "they want to use *it* , but"
+    with pytest.raises(ValueError, match="no 'she' at word 1"):
+        wsc_line(("Ada told Bob that she came.", "she", 1))
+
+
+def test_referents_are_compared_as_t5_compares_them():
+    assert names_referent("The fuzzy bunny", "bunny") is True
+    assert names_referent("bunny", "their fuzzy bunny") is True
+    assert names_referent("Bob", "Bob's hat") is False
+    assert names_referent("the a", "Bob") is None
+    found = score_answers(["bunny", "Bob", "the", "Ada"], [["bunny"], ["Ada"], ["Ada"], ["Ada"]], ["wsc_accuracy"],
+                          np.array([1, 0, 0, 0]))  # fmt: skip
+    assert found == {"wsc_accuracy": 0.5}  # named and right, not named and wrong; no answer; named and wrong
+
+
+def test_squad_scores_equal_the_official_rule():
+    """v1.1's evaluation script written out for three questions: best over the answers, articles and marks left out."""
+    outputs = ["the Denver Broncos!", "in 1915", "nobody"]
+    references = [["Denver Broncos", "Broncos"], ["1915", "the year 1915"], ["Ada"]]
+    found = score_answers(outputs, references, ["squad_em", "squad_f1"])
+    assert found["squad_em"] == pytest.approx(1 / 3)
+    assert found["squad_f1"] == pytest.approx((1 + 2 * 0.5 * 1 / 1.5 + 0) / 3)
+    with pytest.raises(ValueError, match="3 outputs for 2"):
+        score_answers(outputs, references[:2], ["squad_em"])
+
+
+def test_macro_f1_counts_illegal_answers_as_missed():
+    task = config("task=super_glue/cb").task
+    labels, predictions = np.array([0, 0, 1, 1, 2]), np.array([0, ILLEGAL, 1, 0, 2])
+    found = scores(task, predictions, labels)
+    f1 = [2 / (2 + 1 + 1), 2 / (2 + 0 + 1), 1.0]  # 2 TP / (2 TP + FP + FN) of each class
+    assert found["macro_f1"] == pytest.approx(np.mean(f1))
+    assert found["macro_f1"] == pytest.approx(f1_score(labels, predictions, labels=range(3), average="macro"))
+    assert found["mean"] == pytest.approx((found["macro_f1"] + 0.6) / 2)
+
+
+def test_exact_match_is_of_whole_questions(tmp_path: Path):
+    idx = [{"paragraph": 0, "question": q, "answer": a} for q, a in ((0, 0), (0, 1), (1, 2), (2, 3))]
+    write(
+        tmp_path / "super_glue" / "multirc", question=["a?", "a?", "a?", "b?"], answer=["x", "y", "x", "y"],
+        paragraph=["one<br>two <b>bold</b>"] * 4, idx=idx, label=[0, 1, 1, 0],
+    )  # fmt: skip
+    cfg = config("task=super_glue/multirc", f"data_dir={tmp_path}")
+    data = load_task(cfg.task, cfg.scale, cfg.data_dir)
+    assert data.groups["validation"].tolist() == [0, 0, 1, 2]
+    tokenizer = AutoTokenizer.from_pretrained(MICRO_BACKBONES / "micro_t5_small")
+    writer = Writer(cfg.task, cfg.task.text, tokenizer, False)
+    assert writer.source(data.texts["train"][0]) == "question: a? answer: x paragraph: one two bold"
+    predictions = np.array([0, 1, 0, 0])
+    found = scores(cfg.task, predictions, data.labels["validation"], data.groups["validation"])
+    assert found["exact_match"] == pytest.approx(2 / 3)
+    assert exact_match(np.array([True, False]), np.array([5, 5])) == 0
+    wrong = config("task=super_glue/multirc", "task.group_columns=[idx.passage]", f"data_dir={tmp_path}")
+    with pytest.raises(DataError, match=r"row 0 is .*expected a field 'passage'"):
+        load_task(wrong.task, wrong.scale, wrong.data_dir)
+
+
+def test_a_prefix_stands_before_every_target_and_is_taken_off_again():
+    cfg = config("task=super_glue/rte", "task.target_prefix='<extra_id_0>'")
+    writer = Writer(cfg.task, cfg.task.text, AutoTokenizer.from_pretrained(MICRO_BACKBONES / "micro_t5_small"), False)
+    assert writer.target(1) == "<extra_id_0> not_entailment"
+    assert [writer.meaning(answer) for answer in ("<extra_id_0> not_entailment", "entailment", "<extra_id_0>")] == [
+        1, 0, ILLEGAL,
+    ]  # fmt: skip
+
+
+def test_wsc_trains_on_right_referents_and_is_scored_on_all(tmp_path: Path):
+    text = "Ada told Bob that she came."
+    write(
+        tmp_path / "super_glue" / "wsc", text=[text] * 3, span1_text=["Ada", "Bob", "Bob"], span2_text=["she"] * 3,
+        span2_index=[4] * 3, label=[1, 0, 0],
+    )  # fmt: skip
+    cfg = config("task=super_glue/wsc", "task.subset=wsc", f"data_dir={tmp_path}")
+    data = load_task(cfg.task, cfg.scale, cfg.data_dir)
+    assert data.texts["train"] == [("Ada told Bob that *she* came.", "Ada")]
+    assert data.references["validation"] == [["Ada"], ["Bob", "Bob"]]
+    assert data.groups["validation"].tolist() == [1, 0]
+
+
+def test_squad_trains_on_the_first_answer_and_is_scored_on_all(tmp_path: Path):
+    answers = [{"text": ["U.S.", "America", "U.S."], "answer_start": [0, 3, 0]}]
+    write(tmp_path / "squad", context=["In the U.S. it rains."], question=["Where?"], answers=answers)
+    cfg = config("task=squad", f"data_dir={tmp_path}")
+    data = load_task(cfg.task, cfg.scale, cfg.data_dir)
+    line = "question: Where ? context: In the U . S . it rains ."
+    assert data.texts["train"] == data.texts["validation"] == [(line, "U . S .")]
+    assert data.references["validation"] == [["U . S .", "America"]]
+    write(tmp_path / "other" / "squad", context=["x"], question=["Where?"], answers=[{"text": [], "answer_start": []}])
+    with pytest.raises(DataError, match=r"row 0: .*expected at least one answer"):
+        load_task(cfg.task, cfg.scale, str(tmp_path / "other"))
+
+
+def mrqa(path: Path, *lines: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def test_every_question_of_an_mrqa_file_is_a_row(tmp_path: Path):
+    asked = [
+        {"qid": "1", "question": "Who?", "answers": ["Ada"]},
+        {"qid": "2", "question": "When?", "answers": ["now"]},
+    ]
+    mrqa(
+        tmp_path / "mrqa" / "BioASQ.jsonl.gz", {"header": {"dataset": "BioASQ"}}, {"context": "Ada, now.", "qas": asked}
+    )
+    cfg = config("task=mrqa/bioasq", f"data_dir={tmp_path}")
+    data = load_task(cfg.task, cfg.scale, cfg.data_dir, trains=False)
+    assert data.inputs["BioASQ"] == [f"question: {q} ? context: Ada , now ." for q in ("Who", "When")]
+    assert data.references["BioASQ"] == [["Ada"], ["now"]]
+    (tmp_path / "other" / "mrqa").mkdir(parents=True)
+    (tmp_path / "other" / "mrqa" / "BioASQ.jsonl.gz").write_bytes(b"no gzip")
+    with pytest.raises(DataError, match=r"BioASQ.jsonl.gz, line 0: BadGzipFile"):
+        load_task(cfg.task, cfg.scale, str(tmp_path / "other"), trains=False)
+    with pytest.raises(DataError, match=r"no file .*DROP.jsonl.gz \(found: BioASQ"):
+        load_task(config("task=mrqa/drop").task, cfg.scale, str(tmp_path), trains=False)
+
+
+def test_a_run_is_scored_on_the_tasks_it_transfers_to(tmp_path: Path):
+    """Trained on questions about the town, scored on those about the sea; and from duplicates to paraphrases."""
+    short = (
+        "scale=micro", "trainer.max_steps=4", "trainer.evaluate_every_steps=2", "trainer.max_length=64",
+        "method.length=3", "trainer.optimizer=adafactor", "trainer.learning_rate=0.3", f"results_dir={tmp_path}",
+    )  # fmt: skip
+    squad = config("task=squad", *short)
+    sea = compose_run(["task=squad_sea"]).task
+    squad.transfer = {"sea": sea}
+    mrpc = config("task=glue/qqp", *short)
+    mrpc.transfer = {"mrpc": compose_run(["task=glue/mrpc"]).task}
+    for cfg, split, metric, n in ((squad, "sea/validation", "squad_f1", 1000), (mrpc, "mrpc/test", "f1", 2000)):
+        (outcome,) = run_pack([cfg])
+        record = read_record(record_path(tmp_path, "custom", outcome.run_id))
+        found = {(s["split"], s["metric"]): s["n"] for s in record["scores"]}
+        assert found[split, metric] == n
+        assert f"{split.split('/')[0]}/train" not in record["data"]["rows"]
+        alone = load_task(cfg.task, cfg.scale, None)
+        assert load_run_data(cfg).sha256 != alone.sha256
+    mrpc.transfer = {"squad": squad.task}
+    with pytest.raises(ValueError, match=r"transfer.squad is squad with num_labels=0, the run is trained on qqp"):
+        check_config(mrpc)
+
+
+@real
+@pytest.mark.parametrize(
+    ("task", "rows", "questions"),
+    [("boolq", 3270, 0), ("cb", 56, 0), ("copa", 100, 0), ("multirc", 4848, 953), ("rte", 277, 0), ("wic", 638, 0)],
+)
+def test_real_super_glue_is_read_whole(task: str, rows: int, questions: int):
+    words = ["task.train_split=train_fewglue32"] if task == "multirc" else []
+    cfg = config(f"task=super_glue/{task}", f"data_dir={DATA}", *words)
+    data = load_task(cfg.task, cfg.scale, cfg.data_dir)
+    assert len(data.texts["validation"]) == rows
+    assert len(set(data.groups.get("validation", []))) == questions
+    assert set(data.labels["validation"].tolist()) == set(range(cfg.task.num_labels))
+
+
+@real
+def test_real_wsc_has_its_259_right_referents():
+    cfg = config("task=super_glue/wsc", "task.subset=wsc", f"data_dir={DATA}")
+    data = load_task(cfg.task, cfg.scale, cfg.data_dir)
+    assert len(data.texts["train"]) == 259
+    assert len(data.inputs["validation"]) == len(data.groups["validation"]) >= 100
+    assert all(line.count("*") == 2 for line in data.inputs["validation"])
+
+
+@real
+def test_real_squad_scores_its_own_answers_as_right():
+    cfg = config("task=squad", "task.train_split=validation", f"data_dir={DATA}")
+    references = load_task(cfg.task, cfg.scale, cfg.data_dir).references["validation"]
+    found = score_answers([texts[-1] for texts in references], references, ["squad_em", "squad_f1"])
+    assert found == {"squad_em": 1.0, "squad_f1": 1.0}
