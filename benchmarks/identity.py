@@ -67,9 +67,9 @@ def identity(cfg: RunConfig, data_sha256: str, parents: Sequence[str], weights: 
     method = cfg.method["_target_"]
     tasks = {name: task.dataset for name, task in cfg.transfer.items()} | {"": cfg.task.dataset}
     if method not in METHOD_VERSIONS or not {*tasks.values()} <= {*TASK_VERSIONS}:
+        known = ", ".join(sorted({*tasks.values()}))
         raise ValueError(
-            f"no result version for method {method} or one of the data sets {', '.join(sorted({*tasks.values()}))}: add "
-            "one to benchmarks/identity.py"
+            f"no result version for method {method} or one of the data sets {known}: add one to benchmarks/identity.py"
         )
     versions: dict[str, Any] = {
         "loop": LOOP_VERSION,
