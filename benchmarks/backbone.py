@@ -70,12 +70,13 @@ def stand_in(backbone: BackboneConfig, scale: ScaleConfig) -> Path | None:
     """The folder of the shipped backbone that stands in at this scale; None where the published one is used."""
     if not scale.backbones:
         return None
-    if backbone.model_type not in scale.backbones:
+    name = scale.backbones.get(backbone.name) or scale.backbones.get(backbone.model_type)
+    if name is None:
         raise BackboneError(
             f"scale={scale.name} has no backbone for model_type={backbone.model_type!r} "
             f"(known: {', '.join(scale.backbones)}); change conf/scale/{scale.name}.yaml or use scale=paper"
         )
-    return MICRO_BACKBONES / scale.backbones[backbone.model_type]
+    return MICRO_BACKBONES / name
 
 
 def load_backbone(

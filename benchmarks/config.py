@@ -220,8 +220,9 @@ class InitFromConfig:
 class ScaleConfig:
     """Where backbones and data come from: paper and small (published), micro (the embedded ones).
 
-    data: published or micro. backbones: model_type -> shipped backbone that stands in for the published one.
-    evaluate_test: test splits have labels here. parent: which parent `init_from` takes at this scale (InitFromConfig).
+    data: published or micro. backbones: name, or else model_type, of the published backbone -> the shipped one that
+    stands in for it. evaluate_test: test splits have labels here. parent: which parent `init_from` takes at this scale
+    (InitFromConfig).
     """
 
     name: str = MISSING

@@ -7,7 +7,8 @@
 Every architecture has the objective of its published checkpoints (micro/objectives.py). BERT also predicts whether the
 second sentence follows the first (half the time it comes from another document), which is what trains its pooler;
 RoBERTa does not, and ships without a pooler, as the published checkpoints do. A run may go on from another's folder
-(`start`): LM adaptation is objective "prefix_lm" from the T5 that span corruption made, for a tenth of its steps.
+(`start`): LM adaptation is objective "prefix_lm" from the T5 that span corruption made, for three quarters of
+its steps.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -48,9 +50,11 @@ from benchmarks.micro.objectives import (
     validation_loss,
 )
 from benchmarks.micro.span_corruption import SpanStream
+from benchmarks.pretraining_state import Progress, load_state, save_state, state_path
 from benchmarks.real_text import read_documents
 from peft_methods.state import file_sha256
 
+STATE_SECONDS = 300.0  # between two writings of the state from which a run goes on
 BACKBONES = Path(__file__).parent / "micro" / "backbones"
 
 
@@ -79,19 +83,23 @@ class PretrainConfig:
     text: Path | None = None  # folder of real text instead of the generated language (real_text.py)
     precision: str = "fp32"  # of the forward pass: or bf16
     start: Path | None = None  # folder of a backbone of these sizes to go on from, tokenizer included; None: random
+    keep: tuple[int, ...] = ()  # steps after which the model is written, too, as <output>_<step>
 
 
 def _t5(name: str, width: int) -> PretrainConfig:
     sizes = Sizes(hidden_size=width)
-    return PretrainConfig("t5", BACKBONES / name, "span_corruption", sizes, steps=6_000, batch_size=32)
+    return PretrainConfig("t5", BACKBONES / name, "span_corruption", sizes, steps=16_000, batch_size=32, notes=True)
 
 
 def _adapted(spans: PretrainConfig) -> PretrainConfig:
-    """LM adaptation: 100,000 steps after 1,000,000 in Lester et al. 2021, section 3.2; it ships beside its start."""
+    """LM adaptation, which ships beside its start. 100,000 steps after 1,000,000 in Lester et al. 2021, section 3.2;
+    here three quarters of the steps: a tenth teaches no opinion to a model of this size, and no prompt calls for one.
+    """
     output = spans.output.with_name(f"{spans.output.name}_lm")
-    return replace(spans, output=output, objective="prefix_lm", steps=spans.steps // 10, start=spans.output)
+    return replace(spans, output=output, objective="prefix_lm", steps=ADAPTED[-1], start=spans.output)
 
 
+ADAPTED = (1_200, 6_000, 12_000)  # as 10,000, 50,000 and 100,000 steps of LM adaptation
 _T5 = {f"t5_{size}": _t5(f"micro_t5_{size}", width) for size, width in (("small", 32), ("base", 48), ("large", 64))}
 SHIPPED = {
     "bert": PretrainConfig("bert", BACKBONES / "micro_bert"),
@@ -116,6 +124,7 @@ SHIPPED = {
     ),
     **_T5,
     **{f"{name}_lm": _adapted(spans) for name, spans in _T5.items()},
+    "t5_large_lm": replace(_adapted(_T5["t5_large"]), keep=ADAPTED[:-1]),
 }
 
 
@@ -178,13 +187,22 @@ def _pretrain(cfg: PretrainConfig) -> PretrainReport:
     _fuse_gelu(model)
     groups = _decay_groups(model, cfg.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(0.9, 0.98), fused=True)
-    schedule = get_linear_schedule_with_warmup(optimizer, round(cfg.warmup * cfg.steps), cfg.steps)
-
-    start, losses, tokens = time.perf_counter(), [], 0
-    model.train()
-    bar = tqdm(range(cfg.steps), desc=f"pretrain {cfg.output.name}", unit="step", mininterval=1.0)
-    for step in bar:
+    path, described = state_path(cfg.output), _described(cfg)
+    done = load_state(path, described, model, optimizer)
+    for step in range(done.step):  # what was seen already
         _ease_in(cfg, stream, step)
+        stream.batch()
+    for group in optimizer.param_groups:
+        group["initial_lr"] = cfg.learning_rate
+    schedule = get_linear_schedule_with_warmup(
+        optimizer, round(cfg.warmup * cfg.steps), cfg.steps, done.step - 1 if done.step else -1
+    )
+    model.train()
+    title = f"pretrain {cfg.output.name}"
+    bar = tqdm(total=cfg.steps, initial=done.step, desc=title, unit="step", mininterval=1.0)
+    now = saved = time.perf_counter()
+    while done.step < cfg.steps:
+        _ease_in(cfg, stream, done.step)
         batch = stream.batch()
         with torch.autocast("cpu", torch.bfloat16, enabled=cfg.precision == "bf16"):
             loss = training_loss(model, batch)
@@ -193,31 +211,59 @@ def _pretrain(cfg: PretrainConfig) -> PretrainReport:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
-        losses.append(loss.item())
-        tokens += sum(int(mask.sum()) for name, mask in batch.items() if name.endswith("attention_mask"))
-        if step % 100 == 99:
-            bar.set_postfix(loss=f"{np.mean(losses[-100:]):.3f}")
-    if not math.isfinite(losses[-1]):
-        raise RuntimeError(f"pretraining diverged (loss {losses[-1]}); lower learning_rate={cfg.learning_rate}")
-    seconds = time.perf_counter() - start
+        done.losses.append(loss.item())
+        done.tokens += sum(int(mask.sum()) for name, mask in batch.items() if name.endswith("attention_mask"))
+        done.step += 1
+        done.seconds, now = done.seconds + time.perf_counter() - now, time.perf_counter()
+        bar.update()
+        if done.step % 100 == 0:
+            bar.set_postfix(loss=f"{np.mean(done.losses[-100:]):.3f}")
+        if done.step in cfg.keep and done.step < cfg.steps:
+            _write(cfg, cfg.output.with_name(f"{cfg.output.name}_{done.step}"), model, tokenizer, done)
+            model.train()
+        if now - saved > STATE_SECONDS and done.step < cfg.steps:
+            save_state(path, described, model, optimizer, done)
+            saved = time.perf_counter()
+        now = time.perf_counter()
+    bar.close()
+    if not math.isfinite(done.losses[-1]):
+        path.unlink(missing_ok=True)
+        raise RuntimeError(f"pretraining diverged (loss {done.losses[-1]}); lower learning_rate={cfg.learning_rate}")
+    report = _write(cfg, cfg.output, model, tokenizer, done)
+    path.unlink(missing_ok=True)
+    return report
 
-    for rate in DROPOUT[cfg.model_type]:
+
+def _described(cfg: PretrainConfig) -> dict[str, Any]:
+    """The configuration as JSON holds it, with names, not where they lie on this machine."""
+    places = {"output": cfg.output, "start": cfg.start, "text": cfg.text}
+    names = {key: path.name if path else None for key, path in places.items()}
+    described: dict[str, Any] = json.loads(json.dumps(asdict(cfg) | names))
+    return described
+
+
+def _write(
+    cfg: PretrainConfig, output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, done: Progress
+) -> PretrainReport:
+    """The folder of the model as it is now, in place of the one that was there."""
+    rates = {rate: getattr(model.config, rate) for rate in DROPOUT[cfg.model_type]}
+    for rate in rates:
         setattr(model.config, rate, cfg.dropout)
     held_out = _documents(cfg, "validation")
-    cfg.output.parent.mkdir(parents=True, exist_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
     # In a folder beside the target and renamed: a reader sees the old backbone or the new one, never half of one.
-    scratch = Path(tempfile.mkdtemp(dir=cfg.output.parent, prefix=f".{cfg.output.name}."))
+    scratch = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
     try:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         report = PretrainReport(
-            output=cfg.output.name,
-            steps=cfg.steps,
-            tokens=tokens,
-            train_loss=round(float(np.mean(losses[-max(1, cfg.steps // 20) :])), 4),
+            output=output.name,
+            steps=done.step,
+            tokens=done.tokens,
+            train_loss=round(float(np.mean(done.losses[-max(1, done.step // 20) :])), 4),
             parameters=sum(p.numel() for p in model.parameters()),
             validation_loss=round(validation_loss(model, tokenizer, cfg.objective, documents=held_out), 4),
-            seconds=round(seconds, 1),
+            seconds=round(done.seconds, 1),
             seed=cfg.seed,
             language_version=None if cfg.text else LANGUAGE_VERSION,
             weights_sha256=file_sha256(scratch / "model.safetensors"),
@@ -228,15 +274,13 @@ def _pretrain(cfg: PretrainConfig) -> PretrainReport:
                 "tokenizers": tokenizers.__version__,
             },
         )
-        # names, not where they lie on this machine
-        places = {"output": cfg.output, "start": cfg.start, "text": cfg.text}
-        names = {key: path.name if path else None for key, path in places.items()}
-        config = asdict(cfg) | names
-        record = json.dumps({"config": config, "report": asdict(report)}, indent=2)
+        record = json.dumps({"config": _described(cfg) | {"output": output.name}, "report": asdict(report)}, indent=2)
         (scratch / "pretraining.json").write_text(record + "\n")
-        replace_folder(scratch, cfg.output)
+        replace_folder(scratch, output)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        for rate, value in rates.items():
+            setattr(model.config, rate, value)
     return report
 
 
@@ -296,6 +340,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, help="folder to write (default: the shipped one)")
     parser.add_argument("--steps", type=int, help="instead of the backbone's own number")
+    parser.add_argument(
+        "--keep", type=int, action="append", metavar="STEP", help="write the model as it is then, too, as <output>_STEP"
+    )
+    parser.add_argument("--start", type=Path, metavar="DIR", help="go on from this folder, as the T5's *_lm do")
     parser.add_argument("--seed", type=int, default=PretrainConfig.seed)
     parser.add_argument("--check", action="store_true", help="remake (all or --model) and compare with the shipped")
     args = parser.parse_args(argv)
@@ -303,6 +351,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("nothing to do: give --model or --check")
     if (args.model in OF_TEXT) != (args.text is not None):
         parser.error(f"--text DIR goes with --model {' or '.join(OF_TEXT)}, and these need it")
+    if (args.keep or args.start) and not args.model:
+        parser.error("--keep and --start go with --model")
     if args.text is not None:
         return _pretrain_on_text(replace(OF_TEXT[args.model], text=args.text, seed=args.seed), args)
     passed = True
@@ -310,7 +360,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shipped = made.output
         with tempfile.TemporaryDirectory() as scratch:
             output = args.output or (Path(scratch) / shipped.name if args.check else shipped)
-            cfg = replace(made, output=output, steps=args.steps or made.steps, seed=args.seed)
+            cfg = _as_asked(replace(made, output=output, seed=args.seed), args)
             report = pretrain(cfg)
             unigram = unigram_loss(load_tokenizer(output), cfg.objective, cfg.model_type)
             print(
@@ -328,8 +378,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if passed else 1
 
 
+def _as_asked(made: PretrainConfig, args: argparse.Namespace) -> PretrainConfig:
+    keep = made.keep if args.keep is None else tuple(args.keep)
+    return replace(made, steps=args.steps or made.steps, keep=keep, start=args.start or made.start)
+
+
 def _pretrain_on_text(made: PretrainConfig, args: argparse.Namespace) -> int:
-    cfg = replace(made, output=args.output or made.output, steps=args.steps or made.steps)
+    cfg = _as_asked(replace(made, output=args.output or made.output), args)
     report = pretrain(cfg)
     print(
         f"{cfg.output}: {report.parameters:,} parameters, {report.tokens:,} tokens, validation loss "

@@ -1,8 +1,9 @@
 """Prefix language modelling: the encoder reads the first part of a document, the decoder writes the rest.
 
 The objective of LM adaptation (Lester et al. 2021, arXiv:2104.08691, section 3.2), which continues a checkpoint of
-span_corruption.py for a tenth of its steps. Raffel et al. 2020, section 3.1.4; as in the released code (t5's prefix_lm
-and random_prefix_noise_mask), documents are cut into chunks but not joined, and the split is uniform.
+span_corruption.py for a tenth of its steps, here for three quarters. Raffel et al. 2020, section 3.1.4; as in the
+released code (t5's prefix_lm and random_prefix_noise_mask), documents are cut into chunks but not joined, and the split
+is uniform.
 
 Shapes   B batch, T tokens of the longest part
 """

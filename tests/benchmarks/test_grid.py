@@ -17,7 +17,7 @@ from benchmarks.report.tuning import chosen_rates
 from benchmarks.sweep import expand, load_sweep
 from peft_methods.attach import attach
 
-BACKBONES = {"bert": "bert_base_uncased", "roberta": "roberta_base", "t5": "t5_v1_1_large", "gpt2": "gpt2"}
+BACKBONES = {"bert": "bert_base_uncased", "roberta": "roberta_base", "t5": "t5_large_lm_adapt", "gpt2": "gpt2"}
 GRID = [name for name in choices("experiment") if name.startswith("grid/") and "ablation" not in name]
 SHORT = {"prompt": "length=3", "embedding_only": "length=3", "pfeiffer_shared": "bottleneck_dim=4"}
 

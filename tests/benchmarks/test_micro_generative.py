@@ -76,8 +76,20 @@ def test_adaptation_makes_a_language_model_of_what_was_none(name):
     assert loss_of(name, "prefix_lm") > loss_of_frequencies("t5", "prefix_lm")
     assert loss_of(f"{name}_lm", "prefix_lm") < loss_of_frequencies("t5", "prefix_lm") - 2.5
     made, spans = SHIPPED[f"{name}_lm"], SHIPPED[name]
-    assert (made.start, made.steps) == (spans.output, spans.steps // 10)
+    assert (made.start, made.steps) == (spans.output, 12_000)
     assert (made.output / "tokenizer.json").read_bytes() == (spans.output / "tokenizer.json").read_bytes()
+
+
+def test_longer_adaptation_makes_a_better_language_model():
+    """The shipped checkpoints of its way: 1,200, 6,000 and all 12,000 steps, as 10,000, 50,000 and 100,000."""
+    whole = FOLDERS["t5_large_lm"]
+    losses = []
+    for folder in (whole.with_name(f"{whole.name}_{step}") for step in SHIPPED["t5_large_lm"].keep):
+        record = json.loads((folder / "pretraining.json").read_text())
+        assert record["report"]["weights_sha256"] == file_sha256(folder / "model.safetensors")
+        assert folder.name.endswith(f"_{record['report']['steps']}")
+        losses.append(validation_loss(load_pretrained(folder), load_tokenizer(folder), "prefix_lm", batches=3))
+    assert losses[0] > losses[1] > loss_of("t5_large_lm", "prefix_lm")
 
 
 @pytest.mark.parametrize("name", ADAPTED)

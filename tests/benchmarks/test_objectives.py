@@ -1,5 +1,7 @@
 """The objectives written out: packing, splitting and corrupting lose nothing, and the noise is as stated."""
 
+import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import pretraining
 from benchmarks.micro.builders import Sizes, build_gpt2, build_t5
 from benchmarks.micro.causal_lm import CausalStream
 from benchmarks.micro.objectives import documents_of, make_stream, training_loss
@@ -212,6 +215,36 @@ def test_lm_adaptation_goes_on_from_span_corruption(tmp_path):
     assert str(tmp_path) not in record
     with pytest.raises(ValueError, match="holds a t5 of width 16, expected t5 of 64"):
         pretrain(PretrainConfig("t5", tmp_path / "x", "prefix_lm", start=cfg.output))
+
+
+def test_a_stopped_pretraining_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    """Stopped in the middle of its steps, with a checkpoint kept on the way."""
+    cfg = PretrainConfig(
+        "t5", tmp_path / "whole", "span_corruption", SIZES, steps=30, batch_size=8, documents=200, keep=(10,)
+    )
+    whole = pretrain(cfg)
+    assert json.loads((tmp_path / "whole_10" / "pretraining.json").read_text())["report"]["steps"] == 10
+    monkeypatch.setattr(pretraining, "STATE_SECONDS", 0.0)
+    losses = pretraining.training_loss
+    seen = []
+
+    def stop(model, batch):
+        seen.append(1)
+        if len(seen) == 17:
+            raise KeyboardInterrupt
+        return losses(model, batch)
+
+    monkeypatch.setattr(pretraining, "training_loss", stop)
+    stopped = replace(cfg, output=tmp_path / "stopped" / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(stopped)
+    with pytest.raises(ValueError, match="state of a run with other learning_rate"):
+        pretrain(replace(stopped, learning_rate=1e-3))
+    report = pretrain(stopped)
+    assert len(seen) == 17 + 14
+    assert report.weights_sha256 == whole.weights_sha256
+    assert (report.tokens, report.train_loss) == (whole.tokens, whole.train_loss)
+    assert [path.name for path in sorted(stopped.output.parent.iterdir())] == ["whole", "whole_10"]
 
 
 def test_objectives_belong_to_architectures():
