@@ -138,9 +138,13 @@ def _typed(kind: type, value: Mapping[str, Any], where: str) -> Any:
     made = {}
     for name, part in value.items():
         kinds = [k for k in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(k)]
-        made[name] = (
-            _typed(typing.cast(type, kinds[0]), part, f"{where}.{name}") if kinds and part is not None else part
-        )
+        if not kinds or part is None:
+            made[name] = part
+        elif typing.get_origin(hints[name]) is dict:  # transfer
+            inner = typing.cast(type, kinds[0])
+            made[name] = {key: _typed(inner, each, f"{where}.{name}.{key}") for key, each in part.items()}
+        else:
+            made[name] = _typed(typing.cast(type, kinds[0]), part, f"{where}.{name}")
     return kind(**made)
 
 

@@ -23,6 +23,7 @@ from benchmarks.run import run_pack
 from benchmarks.tasks.data import DataError, load_run_data, load_task
 from benchmarks.tasks.text_to_text import record_line, spaced, squad_line, wsc_line
 from benchmarks.tasks.writing import ILLEGAL, Writer
+from benchmarks.verify import run_config
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 real = pytest.mark.skipif(not (DATA / "super_glue").is_dir(), reason="no SuperGLUE and SQuAD in ../shared/data")
@@ -190,6 +191,7 @@ def test_a_run_is_scored_on_the_tasks_it_transfers_to(tmp_path: Path):
         found = {(s["split"], s["metric"]): s["n"] for s in record["scores"]}
         assert found[split, metric] == n
         assert f"{split.split('/')[0]}/train" not in record["data"]["rows"]
+        assert run_config(record["config"]).transfer == cfg.transfer
         alone = load_task(cfg.task, cfg.scale, None)
         assert load_run_data(cfg).sha256 != alone.sha256
     mrpc.transfer = {"squad": squad.task}
