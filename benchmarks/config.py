@@ -120,7 +120,8 @@ class TaskConfig:
     there, selection_metric may be `loss`, the validation loss per token, whose lowest value is the best.
     metrics: names in metrics.py, and `mean` of the others; selection_metric: one of them. group_columns: columns, or
     fields of one (idx.question), that tell which rows exact_match takes together (MultiRC: the answers to a question).
-    target_prefix: a text before everything that a backbone writes, taken off its answers (a sentinel).
+    target_prefix: a text before everything that a backbone writes, taken off its answers (a sentinel). prompt_words:
+    what a prompt starts from in place of class labels, where answers are free.
     """
 
     name: str = MISSING
@@ -140,6 +141,7 @@ class TaskConfig:
     selection_metric: str = MISSING
     group_columns: list[str] = field(default_factory=list)
     target_prefix: str = ""
+    prompt_words: list[str] = field(default_factory=list)
     text: TextConfig | None = None
     micro_text: TextConfig | None = None
     generation: GenerationConfig | None = None

@@ -106,7 +106,7 @@ def _attach(todo: list[Prepared], backbone: Backbone, micro_batch_size: int | No
     config = backbone.model.config
     writes = writes_text(config.model_type)
     heads = [None if writes else partial(ClassificationHead, config, p.cfg.task.num_labels) for p in todo]
-    methods = [build_method(p.cfg.method) for p in todo]
+    methods = [build_method(_with_labels(p.cfg)) for p in todo]
     attached = attach(backbone.model, methods, heads, [p.cfg.seed for p in todo], backbone.tokenizer)
     try:
         with_types = getattr(config, "type_vocab_size", 0) > 1
@@ -130,6 +130,20 @@ def _attach(todo: list[Prepared], backbone: Backbone, micro_batch_size: int | No
         attached.detach()
         raise
     return attached, jobs
+
+
+def _with_labels(cfg: RunConfig) -> dict[str, Any]:
+    """The method; a prompt that starts from class labels takes the task's (or its prompt_words) unless it has some."""
+    if cfg.method.get("init") != "class_labels" or cfg.method["labels"]:
+        return cast(dict[str, Any], cfg.method)
+    text = text_of(cfg.task, cfg.scale)
+    labels = cfg.task.prompt_words or (text.labels if text else [])
+    if not labels:
+        raise ValueError(
+            f"method.init=class_labels with task={cfg.task.name}, which has no labels: give method.labels, "
+            "task.prompt_words or another method.init"
+        )
+    return {**cfg.method, "labels": labels}
 
 
 def _check_trained(cfg: RunConfig, trains: bool) -> None:

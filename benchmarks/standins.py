@@ -38,10 +38,14 @@ from transformers import (
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaTokenizer,
+    T5Config,
+    T5ForConditionalGeneration,
+    T5Tokenizer,
 )
 
+from benchmarks.backbone import untie_output_layer
 from benchmarks.config import BackboneConfig, GenerationConfig, TaskConfig
-from benchmarks.micro.builders import byte_level_bpe
+from benchmarks.micro.builders import SENTINELS, byte_level_bpe, unigram_pieces
 
 HEAD_SIZE = 4  # width = number of heads times this
 ROWS = {"train": 40, "validation": 16, "test": 8}  # by the first word of the split
@@ -58,16 +62,19 @@ WORDS = (
 
 
 def make_backbone(root: Path, backbone: BackboneConfig, layers: int = 1) -> Path:
-    """Write `<root>/<hub_id>/` for a BERT, RoBERTa, GPT-2 or BART checkpoint; returns the folder."""
-    builders = {"bert": _bert, "roberta": _roberta, "gpt2": _gpt2, "bart": _bart}
+    """Write `<root>/<hub_id>/` for a BERT, RoBERTa, GPT-2, BART or T5 checkpoint; returns the folder."""
+    builders = {"bert": _bert, "roberta": _roberta, "gpt2": _gpt2, "bart": _bart, "t5": _t5}
     if backbone.model_type not in builders:
         raise ValueError(
             f"no stand-in for model_type={backbone.model_type!r} (known: {', '.join(builders)}); add one to "
             "benchmarks/standins.py"
         )
     folder = root / backbone.hub_id
-    folder.mkdir(parents=True)
-    if backbone.model_type == "gpt2":
+    folder.mkdir(parents=True, exist_ok=not backbone.hub_id)  # a checkpoint that is not published lies in backbone_dir
+    if backbone.model_type == "t5":
+        small = {"num_layers": layers, "num_decoder_layers": layers, "d_kv": HEAD_SIZE}
+        small |= {"d_model": HEAD_SIZE * backbone.architecture["num_heads"], "d_ff": 8 * HEAD_SIZE}
+    elif backbone.model_type == "gpt2":
         small = {"n_layer": layers, "n_embd": HEAD_SIZE * backbone.architecture["n_head"]}
     elif backbone.model_type == "bart":
         width = HEAD_SIZE * backbone.architecture["encoder_attention_heads"]
@@ -104,6 +111,9 @@ def make_task(root: Path, task: TaskConfig) -> Path:
         return folder
     label = Value("float32") if task.num_labels == 1 else ClassLabel(num_classes=task.num_labels)
     features = Features({c: Value("string") for c in task.text_columns} | {"label": label, "idx": Value("int32")})
+    fields = [column.partition(".")[2] for column in task.group_columns]
+    if fields:
+        features["idx"] = {name: Value("int32") for name in fields}
     for split in (task.train_split, *task.validation_splits, *task.test_splits):
         hidden = split in task.test_splits
         rows = _rows(task, split, hidden)
@@ -206,6 +216,16 @@ def _bart(folder: Path, sizes: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBa
     return tokenizer, model
 
 
+def _t5(folder: Path, sizes: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Unigram pieces with <pad>, </s> and <unk> as 0 to 2 and the sentinels last; an output layer of its own (1.1)."""
+    sentences = [_sentence(random.Random(i), 12) for i in range(100)]
+    tokenizer = T5Tokenizer(vocab=unigram_pieces(sentences), extra_ids=SENTINELS, model_max_length=10**6)
+    fitting = {**sizes, "vocab_size": len(tokenizer), "decoder_start_token_id": sizes["pad_token_id"]}
+    model = T5ForConditionalGeneration(T5Config(**fitting))
+    untie_output_layer(model)
+    return tokenizer, model
+
+
 def _name_on_hub(name: str) -> str:
     """BERT's published files still have TensorFlow's names for LayerNorms; RoBERTa's have today's. GPT-2's are those of
     the model without its output layer, as are BART's."""
@@ -231,11 +251,15 @@ def _rows(task: TaskConfig, split: str, hidden: bool) -> dict[str, list[Any]]:
     if split in task.validation_splits:
         lengths[LONG_ROW] = LONG_WORDS
     texts = {column: [_sentence(generator, length) for length in lengths] for column in task.text_columns}
-    return {**texts, "label": labels, "idx": list(range(n))}
+    fields = [column.partition(".")[2] for column in task.group_columns]
+    idx = [dict.fromkeys(fields, i // 3) for i in range(n)] if fields else list(range(n))
+    return {**texts, "label": labels, "idx": idx}
 
 
 def _text_rows(name: str, generation: GenerationConfig, split: str) -> dict[str, list[Any]]:
     """Two rows for every source, as E2E has them; one source is longer than any max_length."""
+    if generation.source_columns:
+        return _question_rows(name, generation, split)
     generator, n = random.Random(f"{name} {split}"), TEXT_ROWS[split.split("_")[0]]
     sources, targets = [], []
     if generation.linearization == "none" and name == "xsum":  # one row for every document
@@ -250,6 +274,29 @@ def _text_rows(name: str, generation: GenerationConfig, split: str) -> dict[str,
         sources.append(line if generation.linearization == "e2e" else f"name : {value}")
         targets.append(_sentence(generator, generator.randint(4, 12)))
     return {generation.source_column: sources, generation.target_column: targets}
+
+
+def _question_rows(name: str, generation: GenerationConfig, split: str) -> dict[str, list[Any]]:
+    """Rows of SQuAD, ReCoRD or WSC: every column that their source lines are made of."""
+    generator, n = random.Random(f"{name} {split}"), TEXT_ROWS[split]
+    lengths = [LONG_WORDS if i == LONG_ROW and split != "train" else 4 + i % 9 for i in range(n)]
+    if generation.linearization == "wsc":
+        texts = [f"{i} she {_sentence(generator, length)}" for i, length in enumerate(lengths)]
+        values: list[list[Any]] = [texts, ["she"] * n, [1] * n]
+    elif generation.linearization == "record":
+        texts = [_sentence(generator, length) for length in lengths]
+        values = [[f"{i} @placeholder sees." for i in range(n)], [["Doctor", "Child"]] * n, texts]
+    else:
+        values = [[f"Who sees {i}?" for i in range(n)], [_sentence(generator, length) for length in lengths]]
+    columns = dict(zip(generation.source_columns, values, strict=True))
+    found = [generator.choice(("doctor", "child")) for _ in range(n)]
+    targets: list[Any] = found
+    if generation.linearization == "record":
+        targets = [[text] for text in found]
+    if generation.linearization == "squad":
+        targets = [{"text": [text], "answer_start": [0]} for text in found]
+    truth = {generation.truth_column: [i % 2 for i in range(n)]} if generation.truth_column else {}
+    return {**columns, **truth, generation.target_column: targets}
 
 
 def _sentence(generator: random.Random, words: int) -> str:

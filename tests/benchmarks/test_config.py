@@ -62,6 +62,16 @@ XSUM = {
     "prefix_tuning/xsum_length": _BART,
     "prefix_tuning/xsum_frozen": (1e-5, 0, 14),
 }
+# Of Lester et al. 2021: eight tasks x grid x seeds.
+PROMPTS = {
+    "prompt_tuning/table3": 8 * 5,
+    "prompt_tuning/size": 8 * 5 * 3,
+    "prompt_tuning/model_tuning": 8 * 5 * 3,
+    "prompt_tuning/length": 8 * 6 * 3,
+    "prompt_tuning/init": 8 * 3 * 3,
+    "prompt_tuning/pretraining": 8 * 2 * 3,
+    "prompt_tuning/lm_steps": 8 * 4 * 3,
+}
 LOW_DATA = {row for row in E2E if "low_data" in row}
 SMALL_E2E = {f"small/e2e_{n}" for n in ("full", "lora", "houlsby", "prefix")} | {
     f"small/e2e_{kind}_{n}" for kind in ("emb", "infix") for n in (1, 10, 20)
@@ -87,6 +97,7 @@ RUNS = {  # in the sweep of each experiment file: tasks x grid x seeds
     "prefix_tuning/low_data_full": 3 * 5 * 2,
     "prefix_tuning/low_data_words": 8 * 3 * 5 * 2,
     **dict.fromkeys(SMALL_E2E, 1),
+    **PROMPTS,
 }
 LORA_RTE = ("experiment=lora/table2_roberta_base_lora", "task=glue/rte", "scale=paper")
 
@@ -125,9 +136,24 @@ def test_every_printed_row_has_an_experiment_file():
         | {f"controls/{name}" for name in ("majority", "bag_of_words")}
         | {f"controls/{backbone}_{name}" for backbone in ("bert", "roberta") for name in ("head_only", "scratch")}
         | {f"small/minilm_{name}" for name in ("lora", "full", "head_only")}
-        | {*E2E, *XSUM, "controls/gpt2_scratch"}
+        | {*E2E, *XSUM, *PROMPTS, "controls/gpt2_scratch"}
         | SMALL_E2E
     )
+
+
+@pytest.mark.parametrize("experiment", PROMPTS)
+def test_published_settings_of_prompt_tuning(experiment: str):
+    """Lester et al. 2021, sections 3 and 3.1; decay and steps of the baseline are not stated."""
+    cfg = run_config(f"experiment={experiment}", "scale=paper", "task=super_glue/cb")
+    tuned = experiment.endswith("model_tuning")
+    trainer = cfg.trainer
+    assert (trainer.optimizer, trainer.schedule, trainer.warmup_ratio) == ("adafactor", "constant", 0)
+    assert (trainer.learning_rate, trainer.batch_size) == ((0.001, 128) if tuned else (0.3, 32))
+    assert (trainer.parameter_scaling, trainer.weight_decay) == ((True, 0) if tuned else (False, 1e-5))
+    assert (trainer.max_steps, trainer.evaluate_every_steps, trainer.max_length) == (30_000, 1000, 512)
+    assert (trainer.selection, cfg.task.selection_metric) == ("best", "mean")
+    if not tuned:
+        assert (cfg.method["length"], cfg.method["init"]) == (100, "class_labels")
 
 
 @pytest.mark.parametrize("experiment", list(E2E))
@@ -213,7 +239,9 @@ def test_experiment_composes_at_every_scale(experiment: str):
     assert f"experiment={experiment}" in path.read_text().split("defaults:")[0], "the header gives the exact command"
     # Tasks differ by recipe only, which the test above covers: a task per experiment, another one each time.
     index = EXPERIMENTS.index(experiment)
-    for scale, task in (("micro", tasks[index % len(tasks)]), ("paper", tasks[(index + 3) % len(tasks)])):
+    # the generated language has no SuperGLUE
+    micro = "glue/rte" if experiment in PROMPTS else tasks[index % len(tasks)]
+    for scale, task in (("micro", micro), ("paper", tasks[(index + 3) % len(tasks)])):
         cfg = run_config(f"experiment={experiment}", f"task={task}", f"scale={scale}")
         assert (cfg.experiment, cfg.scale.name) == (experiment, scale)
         assert cfg.backbone.model_type in cfg.scale.backbones or scale == "paper"
@@ -232,7 +260,8 @@ def test_every_task_composes_at_micro():
 def test_sweep_expands_to_the_published_number_of_runs(experiment: str):
     sweep = sweep_of(experiment)
     assert math.prod(len(values) for values in sweep.values()) == RUNS.get(experiment, 8 * 5)
-    seeds = 3 if RUNS.get(experiment) in (3, 15, 24) else 2 if experiment in LOW_DATA else 5
+    three = RUNS.get(experiment) in (3, 15, 24) or (experiment in PROMPTS and not experiment.endswith("table3"))
+    seeds = 3 if three else 2 if experiment in LOW_DATA else 5
     assert sweep["seed"] == (["0"] if RUNS.get(experiment) in (1, 2, 5, 8) else [str(n) for n in range(seeds)])
 
 

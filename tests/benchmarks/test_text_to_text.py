@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from sklearn.metrics import f1_score
 from transformers import AutoTokenizer
 
@@ -120,6 +122,23 @@ def test_a_prefix_stands_before_every_target_and_is_taken_off_again():
     assert [writer.meaning(answer) for answer in ("<extra_id_0> not_entailment", "entailment", "<extra_id_0>")] == [
         1, 0, ILLEGAL,
     ]  # fmt: skip
+
+
+def test_a_prompt_starts_from_the_labels_of_its_task(tmp_path: Path):
+    """One label a row, the mean of its pieces; ReCoRD's and WSC's words are the paper's (footnote 7)."""
+    words = ("task=glue/rte", "scale=micro", "method.init=class_labels", "method.length=3", "trainer.max_steps=1",
+             "trainer.max_length=48", "trainer.learning_rate=1e-30", "trainer.optimizer=adafactor")  # fmt: skip
+    (outcome,) = run_pack([config(*words, f"results_dir={tmp_path}")])
+    tensors = load_file(next((tmp_path / "trained").rglob(f"{outcome.run_id}.safetensors")))
+    (rows,) = (tensor for name, tensor in tensors.items() if name.endswith("rows"))
+    weights = load_file(MICRO_BACKBONES / "micro_t5_small" / "model.safetensors")["shared.weight"]
+    tokenizer = AutoTokenizer.from_pretrained(MICRO_BACKBONES / "micro_t5_small")
+    for row, label in zip(rows, ("good", "bad"), strict=False):
+        ids = tokenizer.encode(label, add_special_tokens=False)
+        torch.testing.assert_close(row, weights[ids].mean(0))
+    assert config("task=super_glue/wsc").task.prompt_words == ["commonsense", "pronoun", "resolution"]
+    with pytest.raises(ValueError, match="class_labels with task=squad, which has no labels"):
+        run_pack([config("task=squad", *words[1:], f"results_dir={tmp_path}")])
 
 
 def test_wsc_trains_on_right_referents_and_is_scored_on_all(tmp_path: Path):
