@@ -129,12 +129,22 @@ SHIPPED = {
 
 
 # Made of real text, for scale=small: too large to ship, --text says where the text lies.
+_PLACE = Path("outputs") / "backbones"
+_SMALL_T5 = PretrainConfig(
+    "t5", _PLACE / "small_t5", "span_corruption",
+    Sizes(hidden_size=192, layers=3, heads=6, vocab_size=8192, positions=256),
+    steps=6_000, batch_size=16, learning_rate=2e-3, precision="bf16",
+)  # fmt: skip
 OF_TEXT = {
     "small_gpt2": PretrainConfig(
-        "gpt2", Path("outputs") / "backbones" / "small_gpt2", "causal_lm",
+        "gpt2", _PLACE / "small_gpt2", "causal_lm",
         Sizes(hidden_size=192, layers=4, heads=6, vocab_size=8192, positions=256),
         steps=3_500, batch_size=16, learning_rate=1e-3, precision="bf16",
-    )
+    ),
+    "small_t5": _SMALL_T5,
+    "small_t5_lm": replace(
+        _SMALL_T5, output=_PLACE / "small_t5_lm", objective="prefix_lm", steps=3_000, start=_PLACE / "small_t5"
+    ),
 }  # fmt: skip
 
 

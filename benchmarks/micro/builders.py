@@ -6,13 +6,15 @@ Two layers of width 64 (T5: 32, 48 and 64, in encoder and decoder) and a vocabul
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import string
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import sentencepiece
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     BartConfig,
@@ -150,7 +152,8 @@ def build_bart(sizes: Sizes, lines: Iterable[str]) -> tuple[PreTrainedTokenizerB
 
 def build_t5(sizes: Sizes, lines: Iterable[str]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Unigram tokenizer and a T5 1.1: gated GELU, an output embedding of its own, outputs not scaled before it."""
-    tokenizer = T5Tokenizer(vocab=unigram_pieces(lines), extra_ids=SENTINELS, model_max_length=sizes.positions)
+    pieces = t5_pieces(list(lines), sizes.vocab_size)
+    tokenizer = T5Tokenizer(vocab=pieces, extra_ids=SENTINELS, model_max_length=sizes.positions)
     config = T5Config(
         d_model=sizes.hidden_size,
         d_kv=32,  # the same for all sizes, as published (64 there)
@@ -164,6 +167,38 @@ def build_t5(sizes: Sizes, lines: Iterable[str]) -> tuple[PreTrainedTokenizerBas
     model = _model(T5ForConditionalGeneration, config, len(tokenizer))
     untie_output_layer(model)
     return tokenizer, model
+
+
+def t5_pieces(lines: Sequence[str], vocab_size: int) -> list[tuple[str, float]]:
+    """Whole words where the vocabulary has room for all of them (the generated language), learned pieces otherwise."""
+    pieces = unigram_pieces(lines)
+    return pieces if len(pieces) <= vocab_size else learned_pieces(lines, vocab_size)
+
+
+def learned_pieces(lines: Iterable[str], vocab_size: int) -> list[tuple[str, float]]:
+    """Pieces of a Unigram model that SentencePiece learns, as T5's was; ids in T5's order, sentinels last."""
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=written,
+        vocab_size=vocab_size - SENTINELS,
+        character_coverage=0.9999,
+        normalization_rule_name="identity",  # the tokenizer that transformers builds of the pieces normalizes nothing
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        pad_piece="<pad>",
+        num_threads=1,
+        minloglevel=2,
+    )
+    learned = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    pieces = [(learned.id_to_piece(i), learned.get_score(i)) for i in range(learned.get_piece_size())]
+    return [*pieces, *_sentinels()]
+
+
+def _sentinels() -> list[tuple[str, float]]:
+    return [(f"<extra_id_{index}>", 0.0) for index in reversed(range(SENTINELS))]  # <extra_id_0> is the last id
 
 
 def unigram_pieces(lines: Iterable[str]) -> list[tuple[str, float]]:
@@ -180,8 +215,7 @@ def unigram_pieces(lines: Iterable[str]) -> list[tuple[str, float]]:
     spelled = [(piece, rarest - 1.0) for piece in ("▁", *sorted(set(string.printable) - set(string.whitespace)))]
     known = {piece for piece, _ in words}
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    sentinels = [(f"<extra_id_{index}>", 0.0) for index in reversed(range(SENTINELS))]  # <extra_id_0> is the last id
-    return [*special, *words, *(item for item in spelled if item[0] not in known), *sentinels]
+    return [*special, *words, *(item for item in spelled if item[0] not in known), *_sentinels()]
 
 
 def _spaced_words(line: str) -> list[str]:
