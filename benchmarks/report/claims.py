@@ -1,6 +1,7 @@
 """Claims of a paper as inequalities with a margin, fixed before the runs (results/reference/claims_*.csv).
 
-A line says: sum of coefficient x mean score > margin. It holds where the lower end of the 95% interval of that sum lies
+A line says: sum of coefficient x mean score > margin, of the test split where no other one is named; a setting with
+runs on several tasks has the mean over them. It holds where the lower end of the 95% interval of that sum lies
 above the margin, fails where the upper end lies below, and is undecided between. A claim of several lines holds where
 all of them do, and fails where one does.
 """
@@ -17,13 +18,44 @@ from typing import Any
 import pandas as pd
 from scipy.special import stdtrit
 
+from benchmarks.report.over_tasks import of_split, seed_means
 from benchmarks.report.render import bullets, markdown_table, metric_name, page, points
 from benchmarks.report.selection import at_selected
 from benchmarks.report.statistics import summarize
 
-FILE = "claims_e2e.csv"
-_TERM = re.compile(r"(-?\d+) (?:(min|max) )?([^\[\s]+)(?:\[(\w+)=([\w.]+)\])?")
+_TERM = re.compile(r"(-?\d+) (?:(min|max) )?([^\[\s]+)(?:\[([^\]]+)\])?")
+_CELL = ["experiment", "source_form", "stands_for", "init", "length", "target_prefix"]  # of runs with one mean
 NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class Claims:
+    """The claims of one paper: a file in results/reference, and a table."""
+
+    name: str  # of the files
+    paper: str
+    notes: tuple[str, ...]
+
+
+PAPERS = (
+    Claims(
+        "claims_e2e",
+        "Li & Liang 2021",
+        (
+            "P02 is about T5; P11, that the source does not see an infix, is exact and a test (tests/peft_methods).",
+            "About the stand-in GPT-2 and BART and the generated tasks, not about the papers' models.",
+        ),
+    ),
+    Claims(
+        "claims_prompt_tuning",
+        "Lester et al. 2021",
+        (
+            "T23 and T26: exact match of the questions, about the other domain and about that of training; T28 and "
+            "T29: paraphrases; else the mean of SST-2 and MNLI.",
+            "About the stand-in T5s of three sizes and the generated tasks, not about the paper's models.",
+        ),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -35,18 +67,19 @@ class _Mean:
     n: int
 
 
-def read_claims(folder: Path) -> pd.DataFrame:
+def read_claims(folder: Path, name: str) -> pd.DataFrame:
     """The inequalities, as they were fixed."""
-    return pd.read_csv(folder / FILE, dtype={"claim": str, "statement": str, "terms": str, "metric": str})
+    text = dict.fromkeys(("claim", "statement", "terms", "metric", "split"), str)
+    found = pd.read_csv(folder / f"{name}.csv", dtype=text)
+    return found if "split" in found else found.assign(split="test")
 
 
 def judge(frame: pd.DataFrame, claims: pd.DataFrame, scale: str) -> pd.DataFrame:
     """Every line with its sum, interval and verdict: holds, fails, undecided, or not run."""
     at = at_selected(frame[frame["scale"] == scale])
-    at = at[at["split"] == "test"]
     lines = []
     for line in claims.to_dict("records"):
-        of_metric = at[at["metric"] == line["metric"]]
+        of_metric = of_split(at[at["metric"] == line["metric"]], str(line["split"]))
         found = [_mean_of(term, of_metric, int(line["n"])) for term in str(line["terms"]).split("; ")]
         lines.append(line | _verdict([term for term in found if term is not None], len(found), float(line["margin"])))
     return pd.DataFrame(lines)
@@ -56,14 +89,16 @@ def _mean_of(term: str, at: pd.DataFrame, n: int) -> tuple[int, _Mean] | None:
     """Coefficient and mean; None where runs are missing."""
     match = _TERM.fullmatch(term)
     if match is None:
-        raise ValueError(f"{FILE}: cannot read the term {term!r}; expected `1 [min|max] experiment[field=value]`")
-    coefficient, extreme, experiment, field, value = match.groups()
+        raise ValueError(f"cannot read the term {term!r}; expected `1 [min|max] experiment[field=value,field=value]`")
+    coefficient, extreme, experiment, fields = match.groups()
     own = at[at["experiment"].map(lambda name: fnmatch.fnmatch(name, experiment)).astype(bool)]
-    if field is not None:
-        own = own[own[field].astype(float) == float(value)]
+    for wanted in fields.split(",") if fields else ():
+        field, _, value = wanted.partition("=")
+        numeric = pd.api.types.is_numeric_dtype(own[field])
+        own = own[own[field] == (float(value) if numeric else value)]
     cells = []
-    for _, runs in own.groupby(["experiment", "source_form"], dropna=False):
-        summary = summarize(runs["score"].tolist())
+    for _, runs in own.groupby(_CELL, dropna=False):
+        summary = summarize(seed_means(runs).tolist())
         trained = bool((runs["method_params"] > 0).any())
         if summary.n < n and trained:
             return None
@@ -96,7 +131,7 @@ def overall(verdicts: Sequence[str]) -> str:
     return "holds"
 
 
-def claims_page(judged: pd.DataFrame, scale: str) -> str:
+def claims_page(judged: pd.DataFrame, claims: Claims, scale: str) -> str:
     """One line per inequality, and what became of each claim."""
     lines = []
     for claim, of_claim in judged.groupby("claim", sort=False):
@@ -112,12 +147,12 @@ def claims_page(judged: pd.DataFrame, scale: str) -> str:
                 [first[0], str(line["statement"]), metric, shown, interval, points(line["margin"]), own, first[1]]
             )
     header = ["", "inequality", "metric", "points", "95% interval", "margin", "line", "claim"]
+    seeds = ", ".join(f"n = {n}" for n in sorted(judged["n"].unique()))
     notes = [
-        "Inequalities, margins and n = 3 seeds were committed before the runs (results/reference/claims_e2e.csv).",
-        "P02 is about T5; P11, that the source does not see an infix, is exact and a test (tests/peft_methods).",
-        "About the stand-in GPT-2 and BART and the generated tasks, not about the papers' models.",
+        f"Inequalities, margins and {seeds} were committed before the runs (results/reference/{claims.name}.csv).",
+        *claims.notes,
     ]
     counts = judged.groupby("claim")["verdict"].agg(lambda verdicts: overall(list(verdicts))).value_counts()
     about = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    return page(f"Claims of Li & Liang 2021, at {scale} scale", f"Of {counts.sum()} claims: {about}.",
+    return page(f"Claims of {claims.paper}, at {scale} scale", f"Of {counts.sum()} claims: {about}.",
                 markdown_table(header, lines, left=2), bullets(notes))  # fmt: skip

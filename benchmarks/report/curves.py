@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from benchmarks.record import write_files
+from benchmarks.report.over_tasks import of_split, seed_means
 from benchmarks.report.render import bullets, markdown_table, metric_name, page, points, unit, write
 from benchmarks.report.selection import at_selected
 from benchmarks.report.statistics import summarize
+
+PAPER = "paper"  # the scale whose test labels are not published
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,59 @@ class Curve:
     series: str
     drawn: str = "bleu"
     metrics: tuple[str, ...] = ("bleu", "nist", "meteor", "rouge_l", "cider", "loss")
+    chosen: str = "at each run's evaluation with the lowest validation loss"
+    units: str = "BLEU, METEOR and ROUGE in points; NIST and CIDEr in their own units; loss in nats per token."
+    logarithmic: bool = True
 
 
+def _of_prompts(name: str, title: str, about: str, series: str, experiments: tuple[str, ...] = ()) -> Curve:
+    """A part of figures 1 and 3 of Lester et al. 2021, whose values are not printed: score over the backbone's size."""
+    return Curve(
+        f"prompt_{name}",
+        title,
+        f"{about} Mean over the tasks that a seed was trained on (micro: SST-2 and MNLI).",
+        experiments or (f"prompt_tuning/{name}",),
+        "backbone_params",
+        "parameters of the backbone",
+        series,
+        "accuracy",
+        ("accuracy", "illegal"),
+        "at each run's best evaluation on validation",
+        "Accuracy in points; illegal: percent of answers that are no label, which count as wrong.",
+    )
+
+
+# Steps of LM adaptation that a backbone has behind it.
+LM_STEPS = {
+    "t5_v1_1_large": 0.0,
+    "t5_large_lm_adapt_10k": 10_000.0,
+    "t5_large_lm_adapt_50k": 50_000.0,
+    "t5_large_lm_adapt": 100_000.0,
+}
 CURVES = [
+    _of_prompts(
+        "size",
+        "Prompt tuning and model tuning over sizes",
+        "Lester et al. 2021, figure 1: a prompt on the LM-adapted T5 against all of T5 1.1 tuned.",
+        "experiment",
+        ("prompt_tuning/size", "prompt_tuning/model_tuning"),
+    ),
+    _of_prompts("length", "Prompt length", "Lester et al. 2021, figure 3 (a).", "length"),
+    _of_prompts("init", "The start of the prompt", "Lester et al. 2021, figure 3 (b).", "init"),
+    _of_prompts(
+        "pretraining", "What the backbone was pretrained to do", "Lester et al. 2021, figure 3 (c).", "objective"
+    ),
+    replace(
+        _of_prompts(
+            "lm_steps",
+            "Steps of LM adaptation",
+            "Lester et al. 2021, figure 3 (d). Micro: 0, 1,200, 6,000 and 12,000 steps stand for those that are named.",
+            "experiment",
+        ),
+        x="lm_steps",
+        x_label="steps of LM adaptation",
+        logarithmic=False,
+    ),
     Curve(
         "xsum_length",
         "Prefix length in summarisation",
@@ -74,7 +127,7 @@ CURVES = [
 
 
 def curve_points(frame: pd.DataFrame, curve: Curve, scale: str) -> pd.DataFrame:
-    """One line per series, x and metric, on the test split: mean, interval, n; empty without runs.
+    """One line per series, x and metric, on the test split (published data: validation); empty without runs.
 
     A failed run is counted: its point has a smaller n, and `failed` says by how many.
     """
@@ -83,13 +136,21 @@ def curve_points(frame: pd.DataFrame, curve: Curve, scale: str) -> pd.DataFrame:
         return pd.DataFrame()
     words = own["words"].fillna("").str.strip()
     methods = own["experiment"].str.rpartition("_")[2]
-    own = own.assign(start=words.where(words != "", methods), x=own[curve.x] if curve.x else 0.0)
+    adapted = own["stands_for"].fillna("").str.contains("lm_adapt")
+    sentinel = own["target_prefix"].fillna("") != ""
+    own = own.assign(
+        start=words.where(words != "", methods),
+        objective="span corruption" + sentinel.map({True: " + sentinel", False: ""}),
+        lm_steps=own["stands_for"].map(LM_STEPS),
+    )
+    own["objective"] = own["objective"].where(~adapted, "LM adaptation")
+    own["x"] = own[curve.x] if curve.x else 0.0
     failed = own[own["status"] == "failed"].groupby([curve.series, "x"]).size()
     at = at_selected(own)
-    at = at[(at["split"] == "test") & at["metric"].isin(curve.metrics)]
+    at = of_split(at[at["metric"].isin(curve.metrics)], "test" if scale != PAPER else "validation")
     lines = []
     for (series, x, metric), of_point in at.groupby([curve.series, "x", "metric"], sort=True):
-        summary = summarize(of_point["score"].tolist())
+        summary = summarize(seed_means(of_point).tolist())
         lines.append(
             {
                 "series": series,
@@ -100,7 +161,7 @@ def curve_points(frame: pd.DataFrame, curve: Curve, scale: str) -> pd.DataFrame:
                 "high": summary.high,
                 "n": summary.n,
                 "failed": int(failed.get((series, x), 0)),
-                "run_ids": " ".join(of_point["run_id"]),
+                "run_ids": " ".join(of_point["run_id"].unique()),
             }
         )
     return pd.DataFrame(lines)
@@ -129,9 +190,9 @@ def curve_page(table: pd.DataFrame, curve: Curve, scale: str, figure: str) -> st
         lines.append([*label, f"{first['n']}{failed}", *texts])
     names = [*([""] if curve.x is None else ["", curve.x_label]), "n", *map(metric_name, curve.metrics)]
     notes = [
-        "Test split, at each run's evaluation with the lowest validation loss; ± is the 95% interval of the mean "
+        f"{'Validation' if scale == PAPER else 'Test'} split, {curve.chosen}; ± is the 95% interval of the mean "
         "(Student's t).",
-        "BLEU, METEOR and ROUGE in points; NIST and CIDEr in their own units; loss in nats per token.",
+        curve.units,
     ]
     table_text = markdown_table(names, lines)
     return page(f"{curve.title}, at {scale} scale", curve.about, figure, table_text, bullets(notes))
@@ -160,7 +221,8 @@ def draw(table: pd.DataFrame, curve: Curve) -> bytes:
             error = ((scaled["high"] - scaled["low"]) / 2).fillna(0.0)
             label = None if of_metric["series"].nunique() == 1 else str(series)
             axes.errorbar(of_series["x"], scaled["mean"], yerr=error, marker="o", capsize=3, label=label)
-        axes.set_xscale("log")
+        if curve.logarithmic:
+            axes.set_xscale("log")
         ticks = sorted(of_metric["x"].unique())
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axes.minorticks_off()

@@ -98,10 +98,12 @@ def write_tables(
             if not (of_curve := curves.curve_points(frame, curve, scale)).empty:
                 name = curves.write_curve(of_curve, curve, scale, output)
                 index.append(_entry(name, f"{curve.title}, at {scale} scale", f"{of_curve['n'].sum()} scores"))
-    judged = claims.judge(frame, claims.read_claims(DIRECTORY), micro.SCALE)
-    if (judged["verdict"] != claims.NOT_RUN).any():
-        write(output, "claims_e2e", claims.claims_page(judged, micro.SCALE), judged)
-        index.append(_entry("claims_e2e", "Claims of Li & Liang 2021, at micro scale", f"{len(judged)} inequalities"))
+    for of_paper in claims.PAPERS:
+        judged = claims.judge(frame, claims.read_claims(DIRECTORY, of_paper.name), micro.SCALE)
+        if (judged["verdict"] != claims.NOT_RUN).any():
+            write(output, of_paper.name, claims.claims_page(judged, of_paper, micro.SCALE), judged)
+            title = f"Claims of {of_paper.paper}, at micro scale"
+            index.append(_entry(of_paper.name, title, f"{len(judged)} inequalities"))
     if gap is not None:
         found = e2e_gap.effects(gap)
         write(output, e2e_gap.NAME, e2e_gap.gap_page(gap), found)

@@ -55,6 +55,8 @@ class ResultRow:
     alpha: float | None
     length: int | None  # of a prefix, infix or prompt
     words: str | None  # that a prefix starts from; "" for a random start
+    init: str | None  # what a prompt starts from
+    target_prefix: str | None  # before everything that a backbone writes
     source_form: str | None  # of a task answered in texts: what stands around a source
     parents: str  # run_ids this run started from, joined by spaces
     device: str | None
@@ -85,7 +87,8 @@ _FIELDS = {  # the part of the record -> the row's field -> its key there
     "data": {"data_source": "source", "data_sha256": "sha256"},
     "data.rows": {"train_rows": "train"},
     "config.trainer": {name: name for name in ("learning_rate", "batch_size", "epochs")},
-    "config.method": {name: name for name in ("bottleneck_dim", "rank", "alpha", "length", "words")},
+    "config.task": {"target_prefix": "target_prefix"},
+    "config.method": {name: name for name in ("bottleneck_dim", "rank", "alpha", "length", "words", "init")},
     "numerics": {name: name for name in ("device", "dtype", "threads", "pack")},
     "cost": {name: name for name in ("train_seconds", "tokens_per_second", "peak_memory_bytes")},
     "provenance": {"git_commit": "git_commit", "git_dirty": "git_dirty"},

@@ -1,7 +1,8 @@
 """Which learning rate a tuning sweep chose: python -m benchmarks.report.tuning outputs/tuning
 
-Per experiment, the mean over tasks of each run's score on validation, by the rule that selects its checkpoint. A rate
-that lacks a run of a task, failed ones included, has no mean: it cannot win.
+Per experiment (and start, length, backbone or target prefix, where it has several), the mean over tasks of each run's
+score on validation, by the rule that selects its checkpoint. A rate that lacks a run of a task, failed ones included,
+has no mean: it cannot win.
 """
 
 import argparse
@@ -12,9 +13,11 @@ import pandas as pd
 from benchmarks.config import LOSS
 from benchmarks.report.rows import results_frame
 
+AXES = ["stands_for", "init", "length", "target_prefix"]  # each value of which has its own rate
+
 
 def chosen_rates(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean validation score per experiment (rows) and learning rate (columns), and the rate that is best: the highest
+    """Mean validation score per setting (rows) and learning rate (columns), and the rate that is best: the highest
     score, or the lowest loss."""
     if frame.empty:
         raise ValueError("no records: expected those of `peft-bench sweep micro_tuning results_dir=...`")
@@ -23,11 +26,22 @@ def chosen_rates(frame: pd.DataFrame) -> pd.DataFrame:
         & (frame["metric"] == frame["selection_metric"])
         & (frame["checkpoint"] == frame["selection_checkpoint"])
     ]
+    selected = selected.assign(experiment=_settings(selected))
     scores = selected.pivot_table("score", ["experiment", "learning_rate"], "task", aggfunc="mean", dropna=False)
     means = scores.mean(axis="columns", skipna=False).unstack("learning_rate")
     lowest = set(selected.loc[selected["metric"] == LOSS, "experiment"])
     best = [row.idxmin() if experiment in lowest else row.idxmax() for experiment, row in means.iterrows()]
     return means.assign(best=pd.Series(best, index=means.index))
+
+
+def _settings(frame: pd.DataFrame) -> "pd.Series[str]":
+    """The experiment, with those of AXES that vary in it: "prompt_tuning/length length=5"."""
+    names = frame["experiment"].astype(str)
+    for axis in [a for a in AXES if a in frame]:
+        values = frame[axis].astype("string").fillna("").str.removesuffix(".0")
+        varies = values.groupby(frame["experiment"]).transform("nunique") > 1
+        names = names + (f" {axis}=" + values).where(varies, "")
+    return names
 
 
 def main() -> None:

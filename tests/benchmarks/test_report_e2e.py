@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.e2e_gap import main as errata
-from benchmarks.report.claims import FILE, judge, overall, read_claims
+from benchmarks.report.claims import PAPERS, judge, overall, read_claims
 from benchmarks.report.curves import CURVES, curve_page, curve_points, draw
 from benchmarks.report.e2e_gap import effects, gap_page
 from benchmarks.report.reference import DIRECTORY, TABLES, read_reference
@@ -110,7 +110,15 @@ def test_a_claim_holds_fails_or_stays_open_by_its_interval():
     }
     claims = pd.DataFrame(
         [
-            {"claim": "X", "statement": "", "terms": term, "metric": "bleu", "margin": margin, "n": 3}
+            {
+                "claim": "X",
+                "statement": "",
+                "terms": term,
+                "metric": "bleu",
+                "margin": margin,
+                "n": 3,
+                "split": "test",
+            }
             for term, (margin, _) in terms.items()
         ]
     )
@@ -125,20 +133,60 @@ def test_a_claim_holds_fails_or_stays_open_by_its_interval():
 def test_fewer_seeds_than_announced_are_no_result():
     rows = [row("a/x", seed, "bleu", 0.7) for seed in range(2)]
     claims = pd.DataFrame([{"claim": "X", "statement": "", "terms": "1 a/x", "metric": "bleu", "margin": 0.0, "n": 3}])
+    claims["split"] = "test"
     assert judge(as_frame(rows), claims, "micro")["verdict"].tolist() == ["not run"]
 
 
-def test_every_claim_can_be_read_and_names_experiments_that_exist():
+def test_a_term_takes_the_runs_of_one_setting_and_a_seed_its_mean_over_tasks():
+    """A seed without one of the tasks does not count; halves of a split are one score of their run."""
+    rows = [
+        dataclasses.replace(
+            row("a/x", seed, "accuracy", score), run_id=f"{task}{seed}", task=task, split=split, stands_for="big"
+        )
+        for seed, scores in enumerate(((0.6, 0.7, 0.9), (0.5, 0.7, 0.7), (0.9, 0.8, 0.8)))
+        for task, split, score in zip(
+            ("sst2", "mnli", "mnli"), ("test", "test_matched", "test_mismatched"), scores, strict=True
+        )
+    ]
+    line = {"claim": "X", "statement": "", "metric": "accuracy", "margin": 0.0, "n": 3, "split": "test"}
+    terms = ["1 a/x[stands_for=big]", "1 a/x[stands_for=small]"]
+    claims = pd.DataFrame([{**line, "terms": text} for text in terms])
+    judged = judge(as_frame(rows), claims, "micro")
+    assert judged["sum"][0] == pytest.approx(np.mean([(0.6 + 0.8) / 2, (0.5 + 0.7) / 2, (0.9 + 0.8) / 2]))
+    assert judged["verdict"].tolist() == ["holds", "not run"]
+    assert judge(as_frame(rows[:-2]), claims, "micro")["verdict"].tolist() == ["not run", "not run"]
+
+
+def test_what_a_backbone_was_pretrained_to_do_is_a_line_of_its_curve():
+    (curve,) = (curve for curve in CURVES if curve.name == "prompt_pretraining")
+    rows = [
+        dataclasses.replace(
+            row(curve.experiments[0], seed, metric, score + seed / 100),
+            run_id=f"{name}{prefix}{seed}", stands_for=name, target_prefix=prefix, backbone_params=1000,
+        )
+        for seed in range(3)
+        for name, prefix, score in (
+            ("t5_v1_1_large", "", 0.5), ("t5_v1_1_large", "<extra_id_0>", 0.6), ("t5_large_lm_adapt", "", 0.7)
+        )
+        for metric in curve.metrics
+    ]  # fmt: skip
+    table = curve_points(as_frame(rows), curve, "micro")
+    means = table[table["metric"] == "accuracy"].set_index("series")["mean"].round(2).to_dict()
+    assert means == {"LM adaptation": 0.71, "span corruption": 0.51, "span corruption + sentinel": 0.61}
+    assert b"span corruption + sentinel" in draw(table, curve)
+
+
+@pytest.mark.parametrize("name", [claims.name for claims in PAPERS])
+def test_every_claim_can_be_read_and_names_experiments_that_exist(name: str):
     from benchmarks.compose import choices
 
-    claims = read_claims(DIRECTORY)
-    assert (DIRECTORY / FILE).is_file()
-    assert set(claims["n"]) == {3}
+    claims = read_claims(DIRECTORY, name)
+    assert set(claims["n"]) <= {3, 5}
     known = choices("experiment")
     for terms in claims["terms"]:
         for term in terms.split("; "):
-            name = term.split()[-1].partition("[")[0]
-            assert [k for k in known if k == name or (name.endswith("*") and k.startswith(name[:-1]))], name
+            named = term.split()[-1].partition("[")[0]
+            assert [k for k in known if k == named or (named.endswith("*") and k.startswith(named[:-1]))], named
     assert judge(as_frame([row("a/x", 0, "bleu", 0.5)]), claims, "micro")["verdict"].eq("not run").all()
 
 
