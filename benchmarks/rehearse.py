@@ -43,10 +43,17 @@ class Act:
     jobs: tuple[tuple[str, ...], ...]
 
 
+# Experiments on the tasks of prompt_tuning/table3, which sees every one.
+PROMPT_ABLATIONS = {
+    f"prompt_tuning/{name}" for name in ("size", "model_tuning", "length", "init", "pretraining", "lm_steps")
+}
+
+
 def plan(patterns: Sequence[str] = ("*",), task: str = "*") -> list[Act]:
     """Every experiment file (or those that match a pattern), with settings paper, then script where a recipe exists.
 
-    Of the file's own sweep, tasks and method sizes run in full; of trainer.*, task.*, prompts and seed the first value.
+    Of the file's own sweep, tasks and method sizes run in full (PROMPT_ABLATIONS: one task); of trainer.*, task.*,
+    prompts and seed the first value.
     """
     acts = []
     for file in sorted((CONF_DIR / "experiment").rglob("*.yaml")):
@@ -61,6 +68,9 @@ def plan(patterns: Sequence[str] = ("*",), task: str = "*") -> list[Act]:
         values = {key: v[:1] if key.startswith(first) else v for key, v in values.items()}
         if experiment.startswith("grid/"):
             values["task"] = values["task"][:1]  # at micro scale, where every task is seen elsewhere
+        if experiment in PROMPT_ABLATIONS:
+            values["task"] = ["task=super_glue/cb"]  # the quickest
+            values = {key: v[:1] if key == "backbone" and len(values) > 3 else v for key, v in values.items()}
         values["task"] = [t for t in values["task"] if fnmatch.fnmatch(t.rpartition("/")[2], task)]
         scripts = CONF_DIR / "recipe" / "script" / experiment
         scripted = {f"task={p.relative_to(scripts).with_suffix('').as_posix()}" for p in scripts.rglob("*.yaml")}
@@ -90,7 +100,7 @@ def compose_act(act: Act, folder: Path) -> list[RunConfig]:
     cfgs = [compose_job([*job, f"scale={scale}", *short, *places]) for job in act.jobs]
     for cfg in cfgs:
         if cfg.backbone.model_type == "t5":  # whole texts are answered: attention over 700 words and a prompt
-            cfg.trainer.eval_batch_size = 4
+            cfg.trainer.eval_batch_size = cfg.decoding.batch_size = 1
         if scale == "small" and cfg.task.generation is not None:
             cfg.task.generation.train_rows = cfg.task.generation.validation_rows = None  # there are fewer
         if scale != "micro":
@@ -110,8 +120,9 @@ def build_standins(cfgs: Sequence[RunConfig]) -> None:
     everyone = [cfg for cfg in everyone if not cfg.scale.backbones]  # the others have what they need
     for cfg in {(cfg.backbone_dir, cfg.backbone.hub_id): cfg for cfg in everyone}.values():
         make_backbone(Path(cfg.backbone_dir or ""), cfg.backbone, _layers(cfg))
-    for cfg in {(cfg.data_dir, cfg.task.dataset, cfg.task.subset): cfg for cfg in everyone}.values():
-        make_task(Path(cfg.data_dir or ""), cfg.task)
+    tasks = [(cfg.data_dir or "", task) for cfg in everyone for task in (cfg.task, *cfg.transfer.values())]
+    for root, task in {(root, t.dataset, t.subset, *t.validation_splits): (root, t) for root, t in tasks}.values():
+        make_task(Path(root), task)
 
 
 def _layers(cfg: RunConfig) -> int:

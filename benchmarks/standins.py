@@ -9,6 +9,7 @@ weights, a small vocabulary, made sentences.
 """
 
 import contextlib
+import gzip
 import json
 import random
 import shutil
@@ -46,6 +47,7 @@ from transformers import (
 from benchmarks.backbone import untie_output_layer
 from benchmarks.config import BackboneConfig, GenerationConfig, TaskConfig
 from benchmarks.micro.builders import SENTINELS, byte_level_bpe, unigram_pieces
+from benchmarks.tasks.mrqa import DATASET as MRQA
 
 HEAD_SIZE = 4  # width = number of heads times this
 ROWS = {"train": 40, "validation": 16, "test": 8}  # by the first word of the split
@@ -104,6 +106,10 @@ def make_task(root: Path, task: TaskConfig) -> Path:
     """Write `<root>/<dataset>/<subset>/` with every split of a task; test labels are hidden (-1), as on the hub."""
     folder = root / task.dataset / task.subset
     folder.mkdir(parents=True, exist_ok=True)
+    if task.dataset == MRQA and task.generation is not None:
+        for split in task.validation_splits:
+            _write_mrqa(folder / f"{split}.jsonl.gz", _question_rows(split, task.generation, "test"))
+        return folder
     if task.generation is not None:
         for split in (task.train_split, *task.validation_splits, *task.test_splits):
             rows = _text_rows(task.name, task.generation, split)
@@ -297,6 +303,15 @@ def _question_rows(name: str, generation: GenerationConfig, split: str) -> dict[
         targets = [{"text": [text], "answer_start": [0]} for text in found]
     truth = {generation.truth_column: [i % 2 for i in range(n)]} if generation.truth_column else {}
     return {**columns, **truth, generation.target_column: targets}
+
+
+def _write_mrqa(path: Path, rows: Mapping[str, list[Any]]) -> None:
+    """The shared task's own form: a header, then a context with its questions a line."""
+    lines: list[dict[str, Any]] = [{"header": {"dataset": path.name.partition(".")[0], "split": "dev"}}]
+    for question, context, answers in zip(rows["question"], rows["context"], rows["answers"], strict=True):
+        lines.append({"context": context, "qas": [{"question": question, "answers": answers["text"]}]})
+    with gzip.open(path, "wt", encoding="utf-8") as out:
+        out.writelines(f"{json.dumps(line)}\n" for line in lines)
 
 
 def _sentence(generator: random.Random, words: int) -> str:

@@ -21,10 +21,10 @@ from typing import Any
 from benchmarks.micro.language import Report, Speaker, frames
 from benchmarks.micro.lexicon import DEEDS, GENRES, PLACES, TIMES
 
-QUESTIONS_VERSION = "micro-questions-1"
+QUESTIONS_VERSION = "micro-questions-2"
 SIZES = {"squad": {"train": 3200, "validation": 300, "test": 1000}, "squad_sea": {"validation": 1000}}
 NOISE = 0.08
-EASY = 0.5  # share whose text tells one place and one time
+EASY = 1.0  # share whose text tells one place and one time
 HELD = 0.0
 
 

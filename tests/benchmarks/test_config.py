@@ -67,11 +67,13 @@ PROMPTS = {
     "prompt_tuning/table3": 8 * 5,
     "prompt_tuning/size": 8 * 5 * 3,
     "prompt_tuning/model_tuning": 8 * 5 * 3,
-    "prompt_tuning/length": 8 * 6 * 3,
-    "prompt_tuning/init": 8 * 3 * 3,
-    "prompt_tuning/pretraining": 8 * 2 * 3,
+    "prompt_tuning/length": 8 * 6 * 5 * 3,
+    "prompt_tuning/init": 8 * 3 * 5 * 3,
+    "prompt_tuning/pretraining": 8 * 10 * 3,
     "prompt_tuning/lm_steps": 8 * 4 * 3,
 }
+SHIFTS = [f"prompt_tuning/{name}_{kind}" for name in ("domain_shift", "transfer_qqp_mrpc", "transfer_mrpc_qqp")
+          for kind in ("prompt", "model")]  # fmt: skip
 LOW_DATA = {row for row in E2E if "low_data" in row}
 SMALL_E2E = {f"small/e2e_{n}" for n in ("full", "lora", "houlsby", "prefix")} | {
     f"small/e2e_{kind}_{n}" for kind in ("emb", "infix") for n in (1, 10, 20)
@@ -98,6 +100,7 @@ RUNS = {  # in the sweep of each experiment file: tasks x grid x seeds
     "prefix_tuning/low_data_words": 8 * 3 * 5 * 2,
     **dict.fromkeys(SMALL_E2E, 1),
     **PROMPTS,
+    **dict.fromkeys(SHIFTS, 3),
 }
 LORA_RTE = ("experiment=lora/table2_roberta_base_lora", "task=glue/rte", "scale=paper")
 
@@ -136,7 +139,7 @@ def test_every_printed_row_has_an_experiment_file():
         | {f"controls/{name}" for name in ("majority", "bag_of_words")}
         | {f"controls/{backbone}_{name}" for backbone in ("bert", "roberta") for name in ("head_only", "scratch")}
         | {f"small/minilm_{name}" for name in ("lora", "full", "head_only")}
-        | {*E2E, *XSUM, *PROMPTS, "controls/gpt2_scratch"}
+        | {*E2E, *XSUM, *PROMPTS, *SHIFTS, "controls/gpt2_scratch"}
         | SMALL_E2E
     )
 
@@ -154,6 +157,16 @@ def test_published_settings_of_prompt_tuning(experiment: str):
     assert (trainer.selection, cfg.task.selection_metric) == ("best", "mean")
     if not tuned:
         assert (cfg.method["length"], cfg.method["init"]) == (100, "class_labels")
+
+
+def test_what_is_scored_beside_the_task_follows_from_experiment_and_scale():
+    """Tables 1 and 2 of Lester et al. 2021; the generated language has one other domain."""
+    paper = run_config("experiment=prompt_tuning/domain_shift_model", "scale=paper")
+    assert list(paper.transfer) == ["relation_extraction", "textbookqa", "bioasq", "race", "duorc", "drop"]
+    assert (paper.task.selection_metric, paper.backbone.name) == ("squad_f1", "t5_v1_1_xxl")
+    assert list(run_config("experiment=prompt_tuning/domain_shift_model").transfer) == ["squad_sea"]
+    qqp = run_config("experiment=prompt_tuning/transfer_qqp_mrpc_prompt", "scale=paper")
+    assert (qqp.task.name, list(qqp.transfer)) == ("qqp", ["mrpc"])
 
 
 @pytest.mark.parametrize("experiment", list(E2E))

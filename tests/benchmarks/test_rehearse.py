@@ -77,7 +77,7 @@ def test_every_weight_of_the_file_is_read(tmp_path, name):
 def test_no_standin_for_other_architectures(tmp_path):
     other = backbone_config("roberta_base")
     other.model_type = "xlnet"
-    with pytest.raises(ValueError, match=r"no stand-in for model_type='xlnet' \(known: bert, roberta, gpt2, bart\)"):
+    with pytest.raises(ValueError, match=r"no stand-in for model_type='xlnet' \(known: bert, .*t5\)"):
         make_backbone(tmp_path, other)
 
 
@@ -111,6 +111,7 @@ def test_the_plan_leaves_no_experiment_and_no_task_out():
     for file in folder.rglob("*.yaml"):
         experiment = file.relative_to(folder).with_suffix("").as_posix()
         tasks = _swept(experiment)[: 1 if experiment.startswith("grid/") else None]
+        tasks = ["super_glue/cb"] if experiment in rehearse.PROMPT_ABLATIONS else tasks
         expected[experiment, "paper"] = {f"task={task}" for task in tasks}
     for file in scripts.rglob("*.yaml"):
         of_glue = file.parent.name == "glue"

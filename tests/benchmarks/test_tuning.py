@@ -44,6 +44,7 @@ def test_every_trained_row_of_a_micro_table_has_its_tuned_file_and_every_file_it
         row.experiment for row in (*E2E_MICRO_ROWS, *XSUM_MICRO_ROWS)
     }
     rows |= {experiment for curve in CURVES for experiment in curve.experiments}
+    rows |= {f"prompt_tuning/{name}" for name in choices("experiment/prompt_tuning")}
     trained = rows - {"controls/majority", "controls/bag_of_words"}
     folder = CONF_DIR / "tuned" / "micro"
     files = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")}
