@@ -2,6 +2,7 @@
 
     python -m benchmarks.pretraining --model bert    # remake one in its place (--output FOLDER: elsewhere)
     python -m benchmarks.pretraining --check         # remake all, compare with the shipped ones
+    peft-bench pretrain model=t5_small objective=prefix_lm steps=6000 output=DIR   # every --option, as key=value
     peft-bench pretrain --model small_gpt2 --text DIR --output DIR   # on real text, for scale=small
 
 Every architecture has the objective of its published checkpoints (micro/objectives.py). BERT also predicts whether the
@@ -17,7 +18,9 @@ import argparse
 import json
 import math
 import platform
+import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -41,6 +44,7 @@ from benchmarks.micro.language import LANGUAGE_VERSION
 from benchmarks.micro.masking import PairStream
 from benchmarks.micro.notes import notes
 from benchmarks.micro.objectives import (
+    OBJECTIVES,
     Stream,
     check_objective,
     documents_of,
@@ -142,8 +146,9 @@ OF_TEXT = {
         steps=3_500, batch_size=16, learning_rate=1e-3, precision="bf16",
     ),
     "small_t5": _SMALL_T5,
+    # A sixth of the steps before it; a tenth in Lester et al. 2021, section 3.2.
     "small_t5_lm": replace(
-        _SMALL_T5, output=_PLACE / "small_t5_lm", objective="prefix_lm", steps=3_000, start=_PLACE / "small_t5"
+        _SMALL_T5, output=_PLACE / "small_t5_lm", objective="prefix_lm", steps=1_000, start=_PLACE / "small_t5"
     ),
 }  # fmt: skip
 
@@ -343,10 +348,17 @@ def _decay_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`peft-bench pretrain`: 0 if all was made and, with --check, every backbone is within the tolerance."""
-    parser = argparse.ArgumentParser(prog="peft-bench pretrain", description=__doc__.split("\n")[0])
+    argv = [f"--{word}" if re.match("[a-z]+=", word) else word for word in (sys.argv[1:] if argv is None else argv)]
+    about = f"{__doc__.split(chr(10))[0]} Every option may be written key=value, too: objective=prefix_lm."
+    parser = argparse.ArgumentParser(prog="peft-bench pretrain", description=about)
     parser.add_argument("--model", choices=sorted(SHIPPED | OF_TEXT), help="backbone to pretrain")
     parser.add_argument(
-        "--text", type=Path, metavar="DIR", help="real text for small_gpt2: DIR/<collection>/train.parquet"
+        "--objective",
+        choices=list(OBJECTIVES),
+        help="instead of the model's own; prefix_lm goes on from a T5 that span corruption made (--start)",
+    )
+    parser.add_argument(
+        "--text", type=Path, metavar="DIR", help="real text for small_*: DIR/<collection>/train.parquet"
     )
     parser.add_argument("--output", type=Path, help="folder to write (default: the shipped one)")
     parser.add_argument("--steps", type=int, help="instead of the backbone's own number")
@@ -359,6 +371,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not args.model and not args.check:
         parser.error("nothing to do: give --model or --check")
+    if args.objective and not args.model:
+        parser.error("--objective goes with --model")
+    if args.objective:
+        args.model = _of_objective(args.model, args.objective, parser)
     if (args.model in OF_TEXT) != (args.text is not None):
         parser.error(f"--text DIR goes with --model {' or '.join(OF_TEXT)}, and these need it")
     if (args.keep or args.start) and not args.model:
@@ -386,6 +402,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"(tolerance {LOSS_TOLERANCE}); same tokenizer: {result.same_tokenizer}, bits: {result.same_bits}"
                 )
     return 0 if passed else 1
+
+
+def _of_objective(name: str, objective: str, parser: argparse.ArgumentParser) -> str:
+    """The backbone that the objective makes of this size and text: of t5_small and prefix_lm, t5_small_lm."""
+    known = SHIPPED | OF_TEXT
+    for other in (name, f"{name}_lm", name.removesuffix("_lm")):
+        if other in known and known[other].objective == objective:
+            return other
+    return parser.error(f"no objective {objective} for {name}, whose objective is {known[name].objective}")
 
 
 def _as_asked(made: PretrainConfig, args: argparse.Namespace) -> PretrainConfig:

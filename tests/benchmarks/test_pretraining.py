@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
+from benchmarks import pretraining
 from benchmarks.micro.builders import Sizes
 from benchmarks.micro.folder import compare, load_pretrained
 from benchmarks.micro.language import LANGUAGE_VERSION
@@ -179,4 +180,27 @@ def test_real_text_goes_with_its_backbone_only(capsys):
     for words in (["--model", "small_gpt2"], ["--model", "gpt2", "--text", "x"]):
         with pytest.raises(SystemExit):
             main(words)
-        assert "--text DIR goes with --model small_gpt2" in capsys.readouterr().err
+        assert (
+            "--text DIR goes with --model small_gpt2 or small_t5 or small_t5_lm, and these need it"
+            in capsys.readouterr().err
+        )
+
+
+def test_an_objective_names_the_backbone_that_it_makes(tmp_path, capsys, monkeypatch):
+    made = []
+
+    def stop(cfg: PretrainConfig) -> None:
+        made.append(cfg)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretraining, "pretrain", stop)
+    with pytest.raises(KeyboardInterrupt):
+        main(["model=t5_small", "objective=prefix_lm", "steps=7", "keep=3", f"output={tmp_path}"])
+    assert (made[0].objective, made[0].steps, made[0].keep) == ("prefix_lm", 7, (3,))
+    assert (made[0].start, made[0].output) == (pretraining.SHIPPED["t5_small"].output, tmp_path)
+    for words in (["--model", "bert", "objective=prefix_lm"], ["objective=prefix_lm"], ["model=bart", "objective=x"]):
+        with pytest.raises(SystemExit):
+            main(words)
+    said = capsys.readouterr().err
+    assert "no objective prefix_lm for bert, whose objective is mlm" in said
+    assert "invalid choice: 'x' (choose from" in said
