@@ -60,8 +60,11 @@ FORMULAS: dict[str, Callable[[int, ParameterCounts], float]] = {
     "9 n / backbone": lambda n, c: 9 * n / c.backbone,
     "1 + 9 n / layers": lambda n, c: 1 + 9 * n / c.layers,
     "1 + 9 n / backbone": lambda n, c: 1 + 9 * n / c.backbone,
+    "n": lambda n, c: n,
+    "backbone + n": lambda n, c: c.backbone + n,
 }
-UNITS = {"M": tuple(FORMULAS)[:2], "k": tuple(FORMULAS)[2:4], "%": tuple(FORMULAS)[4:7], "x": tuple(FORMULAS)[7:]}
+_NAMES = tuple(FORMULAS)
+UNITS = {"M": _NAMES[:2], "k": _NAMES[2:4], "%": _NAMES[4:7], "x": _NAMES[7:10], "": _NAMES[10:]}
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ def figure_of(printed: str, counted: str, formula: str, counts: ParameterCounts)
     """(value, text): n in the formula, and as text with the digits and the unit of `printed`."""
     digits, unit = _printed(printed)
     value = FORMULAS[formula](COUNTED[counted](counts), counts)
-    return value, f"{value:.{len(digits.partition('.')[2])}f}{unit}"
+    return value, f"{value:{'' if unit else ','}.{len(digits.partition('.')[2])}f}{unit}"
 
 
 def readings(printed: str, counts: ParameterCounts) -> list[str]:
@@ -183,7 +186,9 @@ def _page(rows: Sequence[CountRow]) -> str:
 
 def _numbers(row: CountRow) -> list[str]:
     counts = (row.added_params, row.method_params, row.with_head_params, row.stored_params, row.merged_params)
-    return [f"{n:,}" for n in counts] + [f"{percent:.3f}" for percent in (row.percent_of_model, row.percent_of_layers)]
+    return [f"{n:,}" for n in counts] + [
+        f"{percent:.{3 if percent >= 0.01 else 5}f}" for percent in (row.percent_of_model, row.percent_of_layers)
+    ]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -247,12 +252,13 @@ def _row(line: Mapping[Any, str], method: str, counts: ParameterCounts) -> Count
 
 
 def _printed(printed: str) -> tuple[str, str]:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([Mk%x])", printed)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([Mk%x])|(\d[\d,]*)", printed)
     if not match:
         raise ValueError(
-            f"printed={printed!r}: expected digits and M, k, % or x; change results/reference/param_counts.csv"
+            f"printed={printed!r}: expected digits, and M, k, % or x where it is no plain number; change "
+            "results/reference/param_counts.csv"
         )
-    return match[1], match[2]
+    return match[1] or match[3], match[2] or ""
 
 
 def _describe(method: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.report.reference import Reference
 from benchmarks.report.render import unit
 
+OF_EXACTLY = ("best_of_seeds", "majority_vote")  # whose number grows with that of the seeds
 _UNVERIFIED = {
     "copied_unverified": "the paper copied it from work whose seeds and selection are not known",
     "leaderboard_submission": "the paper quotes a leaderboard entry",
@@ -40,6 +41,8 @@ _CHOICES = {"e2e": "task=e2e_tokenized 'seed=range(3)'", "xsum": "task=xsum 'see
 def command(experiment: str, task: str) -> str:
     """The command that makes the runs of a printed row."""
     tasks = _CHOICES.get(task, "'task=glob(glue/*)' 'seed=range(5)'")
+    if experiment.startswith("prompt_tuning/"):
+        return f"peft-bench run -m experiment={experiment} scale=paper"  # with the tasks and seeds of its own sweep
     return f"peft-bench run -m experiment={experiment} scale=paper {tasks}"
 
 
@@ -70,6 +73,8 @@ def compare(
 def _other_task(printed: Mapping[Any, Any], ours: Mapping[Any, Any], reference: Reference) -> str | None:
     if ours["scale"] != "paper":
         return f"{ours['scale']} backbone"
+    if not printed["backbone"]:
+        return f"the paper does not say which size of the backbone, ours is {ours['backbone']}"
     if ours["backbone"] != printed["backbone"]:
         return f"backbone {ours['backbone']}, the paper's is {printed['backbone']}"
     if ours["published"] not in (True,):  # None and NaN, unknown, count as no
@@ -108,7 +113,7 @@ def _other_protocol(printed: Mapping[Any, Any], ours: Mapping[Any, Any], rule: s
         return f"a run is flagged: {ours['flags'].replace('_', ' ')}"
     if printed["selection_rule"] != rule:
         return _UNVERIFIED.get(printed["selection_rule"], f"{printed['selection_rule']}, here {rule}")
-    if ours["seeds"] < printed["n_seeds"]:
+    if ours["seeds"] < printed["n_seeds"] or (rule in OF_EXACTLY and ours["seeds"] != printed["n_seeds"]):
         return f"{ours['seeds']} of {printed['n_seeds']:.0f} seeds"
     if ours["score"] != ours["score"]:
         return "NaN"

@@ -37,7 +37,9 @@ def beside_printed(reference: Reference, name: str, counts: pd.DataFrame | None)
 
 
 def parameters_markdown(table: pd.DataFrame) -> str:
-    """The table of `beside_printed` and its notes."""
+    """The table of `beside_printed` and its notes; "" where the paper prints no count."""
+    if table.empty:
+        return ""
     lines = [
         [
             f"`{line['experiment']}`",

@@ -15,6 +15,9 @@ TABLES = {
     "prefix_e2e": "Li & Liang 2021 (arXiv v1), E2E of tables 1 and 4",
     "prefix_e2e_acl": "Li & Liang 2021 (ACL), E2E of tables 2 and 5",
     "prefix_xsum": "Li & Liang 2021, XSUM (arXiv v1 table 2, ACL table 3)",
+    "prompt_tuning_table1": "Lester et al. 2021, Table 1",
+    "prompt_tuning_table2": "Lester et al. 2021, Table 2",
+    "prompt_tuning_table3": "Lester et al. 2021, Table 3",
 }
 _NUMBERS = ("value", "std", "n_seeds", "rows", "params")
 

@@ -23,10 +23,12 @@ _OURS = {
 _NAN = float("nan")
 
 
-def beside_paper(frame: pd.DataFrame, name: str, reference: Reference, settings: str = "paper") -> pd.DataFrame:
+def beside_paper(
+    frame: pd.DataFrame, name: str, reference: Reference, settings: str = "paper", votes: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """One line per printed cell of table `name`, in print order: printed and ours in points, difference or reason.
 
-    frame: ResultRows of any scale; only the paper scale is looked at.
+    frame: ResultRows of any scale; only the paper scale is looked at. votes: of ensembles (ensembles.vote_cells).
     """
     frame = frame[(frame["scale"] == SCALE) & (frame["settings"] == settings)]
     printed = reference.tables[name]
@@ -34,7 +36,7 @@ def beside_paper(frame: pd.DataFrame, name: str, reference: Reference, settings:
     cells = {
         (rule, line["experiment"], line["task"], line["split"], line["metric"]): line
         for rule in dict.fromkeys(_OURS.get(rule, rule) for rule in printed["selection_rule"])
-        for line in RULES[rule](frame).to_dict("records")
+        for line in _made_by(rule, frame, votes).to_dict("records")
     }
     failed = frame[frame["status"] == "failed"].groupby(["experiment", "task"])["cause"].agg(list).to_dict()
     refused = {(conflict.group[0], conflict.group[3]): conflict.cause for conflict in conflicts(frame)}
@@ -55,6 +57,13 @@ def beside_paper(frame: pd.DataFrame, name: str, reference: Reference, settings:
             result = not_run(cell)
         lines.append(_line(cell, settings, rule, ours if result.same_task else None, result))
     return pd.DataFrame(_with_averages(lines))
+
+
+def _made_by(rule: str, frame: pd.DataFrame, votes: pd.DataFrame | None) -> pd.DataFrame:
+    """The cells of a rule; those of ensembles were made by `peft-bench ensemble`."""
+    if rule != "majority_vote":
+        return RULES[rule](frame)
+    return pd.DataFrame() if votes is None else votes[votes["experiment"].isin(frame["experiment"])]
 
 
 def _places(cell: Mapping[Any, Any]) -> list[tuple[str, str]]:
@@ -88,11 +97,14 @@ def _line(
 
 
 def _with_averages(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Our average of a row: only where all its columns are comparable, as the paper's own is over all of them."""
-    for average in (line for line in lines if line["metric"] == "mean_of_columns"):
-        of_row = [line for line in lines if line["experiment"] == average["experiment"] and line is not average]
+    """Our average of a row: only where all its columns are comparable, as the paper's own is over all of them. Of
+    tasks, where one has two columns, their mean is taken first."""
+    for average in (line for line in lines if line["metric"] in ("mean_of_columns", "mean_of_tasks")):
+        key = [average[name] for name in ("experiment", "row")]
+        of_row = [line for line in lines if [line["experiment"], line["row"]] == key and line is not average]
         if not any(line["reason"] for line in of_row):
-            average["ours"] = sum(line["ours"] for line in of_row) / len(of_row)
+            by = "task" if average["metric"] == "mean_of_tasks" else "column"
+            average["ours"] = float(pd.DataFrame(of_row).groupby(by)["ours"].mean().mean())
             average["difference"] = average["ours"] - average["printed"]
             average["seeds"] = min(line["seeds"] for line in of_row)
             average["reason"] = ""

@@ -24,6 +24,14 @@ _ABOUT = {
     "prefix_e2e": "GPT-2 on the E2E test set, the official script's scores with its Python backend, "
     "whitespace-tokenised references. The number of seeds is not stated; the released code takes the last step.",
     "prefix_e2e_acl": "The same in the version of ACL 2021, which reran fine-tuning and PREFIX on GPT-2 medium.",
+    "prompt_tuning_table1": "F1 of the answers. Trained on SQuAD, chosen on its validation split, scored as it is on "
+    "the development sets of MRQA 2019. Mean of three runs, the CSV has their standard deviation; which size of T5 is "
+    "not stated.",
+    "prompt_tuning_table2": "Trained and chosen on one task of paraphrases, scored as it is on the other, labels "
+    "translated. Mean of three runs, the CSV has their standard deviation; which size of T5 is not stated.",
+    "prompt_tuning_table3": "T5 XXL after LM adaptation on the SuperGLUE dev sets: five prompts a task, their average, "
+    "the best of them (of each metric its own; the paper does not say) and their vote (`peft-bench ensemble`). "
+    "Avg: mean over the eight tasks, of two metrics their mean first.",
     "prefix_xsum": "BART-large on the XSUM test set, ROUGE F of stemmed words. The number of seeds is not stated; the "
     "released code takes the checkpoint that is best by validation ROUGE-2, the suite the one of the lowest validation "
     "loss. The fine-tuning row is quoted from Lewis et al. 2020.",
@@ -46,8 +54,7 @@ def paper_page(table: pd.DataFrame, name: str, parameters: str, settings: str = 
         _ABOUT[name],
         markdown_table(["", "", *columns], lines, left=2),
         bullets([*_legend(table), *reasons.legend()]),
-        "## Parameters",
-        parameters,
+        *(["## Parameters", parameters] if parameters else []),
     )
 
 
@@ -93,8 +100,9 @@ def _legend(table: pd.DataFrame) -> Sequence[str]:
     holes = table[table["reason"].str.startswith("not run")]
     blocked = holes[holes["reason"].str.startswith("not run (")]
     if not holes.empty:
-        how = command("<experiment>", str(table["task"].iloc[0]))
-        legend.append(f"{HOLE} not run. To run a row: `{how}`, experiments as listed below.")
+        of_paper = str(table["experiment"].iloc[0])
+        how = command(of_paper, str(table["task"].iloc[0])).replace(of_paper, "<experiment>")
+        legend.append(f"{HOLE} not run. To run a row: `{how}`, experiments as in the CSV.")
     for reason, of_reason in blocked.groupby("reason", sort=False):
         legend.append(f"{', '.join(of_reason['row'].drop_duplicates())}: {reason}.")
     if table["ours"].notna().any():
