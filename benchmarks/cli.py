@@ -19,6 +19,7 @@ usage: peft-bench VERB [arguments]      peft-bench VERB --help says more
   verify    a recorded run again: bit by bit, or within its tolerance on another machine
   score     the five official scores of texts in files: peft-bench score e2e --predictions FILE --references FILE
   errata    trained runs decoded and scored in other ways: what each is worth (peft-bench errata e2e_gap)
+  ensemble  several prompts on one backbone: their majority vote, in one pass, and what it costs
   report    the papers' tables beside our runs, and the micro tables
   params    trainable-parameter counts beside the printed ones, from configurations alone
   latency   time of a forward pass, bytes stored and memory in training of the methods beside the backbone
@@ -213,6 +214,12 @@ def _errata(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def _ensemble(argv: Sequence[str]) -> int:
+    from benchmarks.ensemble import main
+
+    return main(argv)
+
+
 def _params(argv: Sequence[str]) -> int:
     from benchmarks.params import main
 
@@ -245,6 +252,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "verify": _verify,
     "score": _score,
     "errata": _errata,
+    "ensemble": _ensemble,
     "report": _report,
     "params": _params,
     "latency": _latency,

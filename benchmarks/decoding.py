@@ -56,7 +56,8 @@ def decode(
         batches: list[Batch | None] = [None] * len(attached.runs)
         batches[k] = send_to_device(job.question_batch(split, rows), accelerator.device)
         with accelerator.autocast():
-            written = write(attached, k, batches, cfg, tokenizer)
+            written = write(attached, batches, cfg, tokenizer)[k]
+        assert written is not None
         found_here = [read(ids, cfg, tokenizer) for ids in written.tolist()]
         mine.append((rows, [(job.texts.read(text), ended) for text, ended in found_here]))
     parts = gather_object(mine) if accelerator.num_processes > 1 else mine
@@ -68,11 +69,9 @@ def decode(
 
 
 def write(
-    attached: Attached, k: int, batches: list[Batch | None], cfg: DecodingConfig, tokenizer: PreTrainedTokenizerBase
-) -> Tensor:
-    """(B, U) token ids that run k writes after its batch, by beam search as `cfg` says."""
-    batch = batches[k]
-    assert batch is not None
+    attached: Attached, batches: list[Batch | None], cfg: DecodingConfig, tokenizer: PreTrainedTokenizerBase
+) -> list[Tensor | None]:
+    """(B, U) token ids that each run writes after its batch, by beam search as `cfg` says."""
     settings: dict[str, Any] = {
         "num_beams": cfg.beams,
         "do_sample": False,
@@ -93,10 +92,9 @@ def write(
         settings["logits_processor"] = [NoRepeatInOutput(cfg.no_repeat_ngram)]
     with contextlib.ExitStack() as stack:
         if cfg.beams > 1 and cfg.length_counts == "source_and_output":
-            stack.enter_context(source_lengths_counted(attached.backbone, batch["attention_mask"].sum(1)))
-        written = attached.generate(batches, **settings)[k]
-    assert written is not None
-    return written
+            lengths = torch.cat([batch["attention_mask"].sum(1) for batch in batches if batch is not None])
+            stack.enter_context(source_lengths_counted(attached.backbone, lengths))
+        return attached.generate(batches, **settings)
 
 
 class NoRepeatInOutput(LogitsProcessor):

@@ -49,7 +49,7 @@ def make(
     first = pack[0].cfg
     accelerator = devices.make_accelerator(first.device, first.trainer.precision, len(pack))
     backbone = load_backbone(first.backbone, first.scale, first.backbone_dir, accelerator.device, first.seed)
-    attached, jobs = _attach(pack, backbone, micro_batch_size)
+    attached, jobs = attach_pack(pack, backbone, micro_batch_size)
     trackers = [_tracker(p) for p in pack]
     for job, tracker in zip(jobs, trackers, strict=True):
         job.on_evaluation = lambda point, tracker=tracker: tracker.log(_flat(point), point["step"])  # type: ignore[misc]
@@ -101,7 +101,7 @@ def _with_micro_batch(cfg: RunConfig, size: int | None) -> RunConfig:
     return dataclasses.replace(cfg, trainer=trainer)
 
 
-def _attach(todo: list[Prepared], backbone: Backbone, micro_batch_size: int | None) -> tuple[Attached, list[Job]]:
+def attach_pack(todo: list[Prepared], backbone: Backbone, micro_batch_size: int | None) -> tuple[Attached, list[Job]]:
     """Attach every run's method and head, copy parents' tensors, tokenize."""
     config = backbone.model.config
     writes = writes_text(config.model_type)

@@ -66,6 +66,12 @@ def predictions_path(results_dir: Path | str, experiment: str, run_id: str) -> P
     return Path(results_dir) / RECORDS / experiment / f"{run_id}{PREDICTIONS}"
 
 
+def read_predictions(results_dir: Path | str, experiment: str, run_id: str) -> dict[str, Any]:
+    """Split -> column -> values, of the selected checkpoint of a finished run."""
+    packed = predictions_path(results_dir, experiment, run_id).read_bytes()
+    return cast(dict[str, Any], json.loads(gzip.decompress(packed)))
+
+
 def write_record(results_dir: Path | str, record: Record, predictions: Mapping[str, Any] | None = None) -> Path:
     """Write a record, and before it its predictions, each atomically; return the record's path.
 

@@ -82,7 +82,7 @@ def _run_pack(
 
 
 def _prepare(cfg: RunConfig, show_progress: bool) -> Prepared:
-    """Whatever can be refused is refused here or in `_attach`, before any training; a missing parent is trained."""
+    """Whatever can be refused is refused here or in `attach_pack`, before any training; a missing parent is trained."""
     if cfg.threads is not None and cfg.threads >= 1:
         torch.set_num_threads(cfg.threads)
     check_writable(cfg.results_dir)

@@ -63,6 +63,13 @@ def pack(tiny_backbone, randomize):
     return build
 
 
+def write_one(attached, own, cfg):
+    """What the only run writes."""
+    written = write(attached, [own], cfg, Tokens())[0]
+    assert written is not None
+    return written
+
+
 def batch(rows: list[list[int]]) -> dict[str, torch.Tensor]:
     """Sources of different length, padded on the right; the last token of each is its boundary."""
     width = max(map(len, rows))
@@ -121,7 +128,7 @@ def _repeats(source: list[int], output: list[int], cfg: DecodingConfig) -> bool:
 )
 def test_a_search_over_everything_finds_the_best_output(pack, decoding, method, changes):
     attached, cfg = pack(method), decoding(**changes)
-    written = write(attached, 0, [batch(SOURCES)], cfg, Tokens())
+    written = write_one(attached, batch(SOURCES), cfg)
     for row, source in zip(written.tolist(), SOURCES, strict=True):
         expected = best_output(attached, source, cfg)
         assert row[: len(expected)] == expected
@@ -131,7 +138,7 @@ def test_a_search_over_everything_finds_the_best_output(pack, decoding, method, 
 def test_the_two_ways_to_count_a_length_differ(pack, decoding):
     cfg = decoding(length_penalty=-1.0)
     outputs = {
-        counts: write(pack("lora"), 0, [batch(SOURCES)], dataclasses.replace(cfg, length_counts=counts), Tokens())
+        counts: write_one(pack("lora"), batch(SOURCES), dataclasses.replace(cfg, length_counts=counts))
         for counts in ("output", "source_and_output")
     }
     width = min(found.shape[1] for found in outputs.values())
@@ -148,8 +155,8 @@ def test_sixteen_at_once_write_what_each_writes_alone(pack, decoding, method, co
     cfg = decoding(
         beams=5, max_new_tokens=8, length_counts=counts, no_repeat_ngram=2, early_stopping="heuristic", banned=["a"]
     )
-    together = [read(ids, cfg, Letters()) for ids in write(attached, 0, [batch(rows)], cfg, Tokens()).tolist()]
-    alone = [read(write(attached, 0, [batch([row])], cfg, Tokens())[0].tolist(), cfg, Letters()) for row in rows]
+    together = [read(ids, cfg, Letters()) for ids in write_one(attached, batch(rows), cfg).tolist()]
+    alone = [read(write_one(attached, batch([row]), cfg)[0].tolist(), cfg, Letters()) for row in rows]
     assert together == alone
     assert len(set(together)) > 3
 
@@ -161,11 +168,13 @@ class Letters(Tokens):
 
 def test_a_run_of_a_pack_writes_as_it_does_alone(pack, decoding):
     both, cfg = pack("lora", "prefix"), decoding(beams=4)
-    written = [write(both, k, [batch(SOURCES) if i == k else None for i in range(2)], cfg, Tokens()) for k in range(2)]
-    assert not written[0].equal(written[1])
+    written = [write(both, [batch(SOURCES) if i == k else None for i in range(2)], cfg, Tokens())[k] for k in range(2)]
+    at_once = write(both, [batch(SOURCES), batch(SOURCES)], cfg, Tokens())
+    lora, prefix = written
+    assert lora is not None and prefix is not None and not lora.equal(prefix)
+    assert all(one is not None and one.equal(two) for one, two in zip(at_once, (lora, prefix), strict=True))
     both.detach()
-    alone = write(pack("lora"), 0, [batch(SOURCES)], cfg, Tokens())
-    assert alone.equal(written[0])
+    assert write_one(pack("lora"), batch(SOURCES), cfg).equal(lora)
 
 
 def test_an_output_ends_before_its_end_token_and_is_marked_without_one(decoding):
