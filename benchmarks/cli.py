@@ -20,6 +20,7 @@ usage: peft-bench VERB [arguments]      peft-bench VERB --help says more
   score     the five official scores of texts in files: peft-bench score e2e --predictions FILE --references FILE
   errata    trained runs decoded and scored in other ways: what each is worth (peft-bench errata e2e_gap)
   ensemble  several prompts on one backbone: their majority vote, in one pass, and what it costs
+  nearest   the vocabulary entries nearest to each learned prompt token
   report    the papers' tables beside our runs, and the micro tables
   params    trainable-parameter counts beside the printed ones, from configurations alone
   latency   time of a forward pass, bytes stored and memory in training of the methods beside the backbone
@@ -220,6 +221,12 @@ def _ensemble(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def _nearest(argv: Sequence[str]) -> int:
+    from benchmarks.nearest import main
+
+    return main(argv)
+
+
 def _params(argv: Sequence[str]) -> int:
     from benchmarks.params import main
 
@@ -253,6 +260,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "score": _score,
     "errata": _errata,
     "ensemble": _ensemble,
+    "nearest": _nearest,
     "report": _report,
     "params": _params,
     "latency": _latency,

@@ -106,7 +106,7 @@ def attach_pack(todo: list[Prepared], backbone: Backbone, micro_batch_size: int 
     config = backbone.model.config
     writes = writes_text(config.model_type)
     heads = [None if writes else partial(ClassificationHead, config, p.cfg.task.num_labels) for p in todo]
-    methods = [build_method(_with_labels(p.cfg)) for p in todo]
+    methods = [build_method(with_labels(p.cfg)) for p in todo]
     attached = attach(backbone.model, methods, heads, [p.cfg.seed for p in todo], backbone.tokenizer)
     try:
         with_types = getattr(config, "type_vocab_size", 0) > 1
@@ -132,7 +132,7 @@ def attach_pack(todo: list[Prepared], backbone: Backbone, micro_batch_size: int 
     return attached, jobs
 
 
-def _with_labels(cfg: RunConfig) -> dict[str, Any]:
+def with_labels(cfg: RunConfig) -> dict[str, Any]:
     """The method; a prompt that starts from class labels takes the task's (or its prompt_words) unless it has some."""
     if cfg.method.get("init") != "class_labels" or cfg.method["labels"]:
         return cast(dict[str, Any], cfg.method)

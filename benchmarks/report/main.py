@@ -10,7 +10,19 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.record import RECORDS, Problem, write_files
-from benchmarks.report import claims, curves, e2e_gap, micro, parameters, small, tables, tables_page, texts
+from benchmarks.report import (
+    claims,
+    curves,
+    e2e_gap,
+    ensembles,
+    micro,
+    nearest,
+    parameters,
+    small,
+    tables,
+    tables_page,
+    texts,
+)
 from benchmarks.report.conflicts import conflicts
 from benchmarks.report.reference import DIRECTORY, TABLES, Reference, read_reference
 from benchmarks.report.render import bullets, page, write
@@ -36,7 +48,9 @@ def main(argv: Sequence[str]) -> int:
         problems += [Problem(str(options.results / RECORDS), str(conflict)) for conflict in conflicts(shown)]
         counts = parameters.read_counts(options.results / "tables" / parameters.COUNTS)
         gap = e2e_gap.read_gap(options.results)
-        printed = write_tables(frame, reference, counts, output, problems, gap)
+        votes = ensembles.read_ensembles(options.results)
+        near = nearest.read_nearest(options.results)
+        printed = write_tables(frame, reference, counts, output, problems, gap, votes, near)
     except (OSError, ValueError) as error:  # an unwritable folder, missing reference files, a stale table of counts
         print(f"no report: {error}", file=sys.stderr)
         return 2
@@ -54,13 +68,16 @@ def write_tables(
     output: Path,
     problems: Sequence[Problem] = (),
     gap: pd.DataFrame | None = None,
+    votes: pd.DataFrame | None = None,
+    near: tuple[pd.DataFrame, pd.DataFrame] | None = None,
 ) -> list[str]:
     """Write every table and an index into `output`; return the pages of our own tables that have runs."""
     index, shown = [], []
+    voted = None if votes is None else ensembles.vote_cells(frame, votes)
     for table_name, title in TABLES.items():
         params = parameters.beside_printed(reference, table_name, counts)
         for settings in _settings(frame, tables.SCALE):
-            beside = tables.beside_paper(frame, table_name, reference, settings)
+            beside = tables.beside_paper(frame, table_name, reference, settings, voted)
             name = table_name if settings == "paper" else f"{table_name}_{settings}"
             text = tables_page.paper_page(beside, table_name, parameters.parameters_markdown(params), settings)
             write(output, name, text, beside)
@@ -104,6 +121,15 @@ def write_tables(
             write(output, of_paper.name, claims.claims_page(judged, of_paper, micro.SCALE), judged)
             title = f"Claims of {of_paper.paper}, at micro scale"
             index.append(_entry(of_paper.name, title, f"{len(judged)} inequalities"))
+    for in_scale, of_scale in votes.groupby("scale") if votes is not None and not votes.empty else ():
+        name, scale = f"{in_scale}_{ensembles.NAME}", str(in_scale)
+        write(output, name, ensembles.ensembles_page(of_scale, scale), of_scale)
+        index.append(_entry(name, f"Votes of several prompts, at {scale} scale", f"{len(of_scale)} scores"))
+    for in_scale, runs_near in near[0].groupby("scale") if near is not None else ():
+        name, scale, table_near = f"{in_scale}_{nearest.NAME}", str(in_scale), nearest.settings_table(runs_near)
+        tokens = near[1][near[1]["scale"] == scale] if near is not None else pd.DataFrame()
+        write(output, name, nearest.nearest_page(table_near, tokens, scale), table_near)
+        index.append(_entry(name, f"What prompt tokens are near to, at {scale} scale", f"{len(runs_near)} prompts"))
     if gap is not None:
         found = e2e_gap.effects(gap)
         write(output, e2e_gap.NAME, e2e_gap.gap_page(gap), found)

@@ -1,0 +1,95 @@
+"""What learned prompt tokens are near to, from results/nearest (`peft-bench nearest`): T33 to T35 of the claims."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.nearest import FOLDER
+from benchmarks.report.render import HOLE, bullets, markdown_table, page
+from benchmarks.report.statistics import summarize
+
+NAME = "prompt_nearest"
+SHOWN = "prompt_tuning/table3"  # whose tokens the page lists
+_SETTING = ["experiment", "stands_for", "init", "length"]
+_MEASURES = ["label_rows", "other_rows", "cohesion", "random_cohesion", "unique"]
+
+
+def read_nearest(results: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """(runs, tokens), or None before any were measured."""
+    runs, tokens = (results / FOLDER / f"{name}.csv" for name in ("runs", "tokens"))
+    return (pd.read_csv(runs), pd.read_csv(tokens, keep_default_na=False)) if runs.is_file() else None
+
+
+def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """One line per setting: n runs (tasks and seeds), every measure's mean, and the differences that T33 and T34 are
+    about with their 95% intervals."""
+    lines = []
+    for key, of_setting in runs.groupby(_SETTING):
+        line = dict(zip(_SETTING, key, strict=True)) | {"n": len(of_setting)}
+        line |= {name: of_setting[name].mean() for name in _MEASURES}
+        for claim, name, than in (("t33", "label_rows", "other_rows"), ("t34", "cohesion", "random_cohesion")):
+            difference = (of_setting[name] - of_setting[than]).dropna()
+            summary = summarize(difference.tolist())
+            line |= {claim: summary.mean, f"{claim}_low": summary.low, f"{claim}_high": summary.high}
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def nearest_page(table: pd.DataFrame, tokens: pd.DataFrame, scale: str) -> str:
+    """The page of one scale."""
+    lines = []
+    for line in table.to_dict("records"):
+        differences = [_interval(line[claim], line[f"{claim}_low"]) for claim in ("t33", "t34")]
+        shares = [_number(line[name]) for name in ("label_rows", "other_rows")]
+        near = [_number(line[name]) for name in ("cohesion", "random_cohesion")]
+        setting = [line["experiment"], line["stands_for"], line["init"], f"{line['length']:.0f}", str(line["n"])]
+        lines.append([*setting, *shares, differences[0], *near, differences[1], _number(line["unique"])])
+    header = ["experiment", "stands in for", "start", "length", "n", "labels", "others", "difference (T33)"]
+    header += ["cohesion", "of random vectors", "difference (T34)", "different nearest (T35)"]
+    notes = [
+        "labels, others: share of the tokens that started from a class label, and of the others, that have a piece of "
+        "a label among their five nearest vocabulary entries (cosine).",
+        "cohesion: mean cosine between the five nearest entries of a token; beside it that of random vectors.",
+        "different nearest: different nearest entries, divided by the length. T35: below that of shorter prompts.",
+        "n: runs, over tasks and seeds; ± the 95% interval of the mean difference.",
+        *_t35(table),
+    ]
+    words = [
+        [line["task"], str(line["token"]), line["start"], " ".join(f"`{w}`" for w in line["nearest"].split())]
+        for line in tokens[tokens["experiment"] == SHOWN].to_dict("records")
+    ]
+    listed = (
+        markdown_table(["task", "token", "started from", "nearest entries: cosine"], words, left=4) if words else ""
+    )
+    return page(
+        f"What prompt tokens are near to, at {scale} scale",
+        "Lester et al. 2021, section 7, in numbers.",
+        markdown_table(header, lines, left=3),
+        bullets(notes),
+        *(["## Every token of the first seed", listed] if listed else []),
+    )
+
+
+def _t35(table: pd.DataFrame) -> list[str]:
+    """Whether 100 tokens have fewer different neighbors, by length, than 20, for every backbone with both."""
+    of_length = table[table["experiment"] == "prompt_tuning/length"].set_index(["stands_for", "length"])["unique"]
+    found = []
+    for name in of_length.index.unique("stands_for"):
+        shares = of_length[name]
+        if {20, 100} <= {*shares.index}:
+            fewer = "fewer" if shares[100] < shares[20] else "not fewer"
+            found.append(f"{name}: {shares[100]:.2f} with 100 tokens, {shares[20]:.2f} with 20: {fewer}")
+    return [f"T35, {line}." for line in found]
+
+
+def _number(value: float) -> str:
+    return HOLE if math.isnan(value) else f"{value:.2f}"
+
+
+def _interval(mean: float, low: float) -> str:
+    if math.isnan(mean):
+        return HOLE
+    return f"{mean:+.2f}" + ("" if math.isnan(low) else f" ±{mean - low:.2f}")
