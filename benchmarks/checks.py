@@ -22,6 +22,7 @@ from benchmarks.config import (
 from benchmarks.devices import DEVICES, DTYPES, PRECISIONS
 from benchmarks.metrics import EXACT_MATCH, MEAN, METRICS
 from benchmarks.rouge import ROUGE
+from benchmarks.tasks.prompting import check_in_context
 from benchmarks.text_metrics import TEXT_METRICS
 from peft_methods.architectures import ARCHITECTURES
 
@@ -64,6 +65,14 @@ def check_config(cfg: RunConfig) -> None:
                 f"transfer.{name} is {task.name} with num_labels={task.num_labels}, the run is trained on "
                 f"{cfg.task.name} with {cfg.task.num_labels}: expected one kind of task at scale={cfg.scale.name}, and "
                 "no slash in the name; change transfer"
+            )
+    if cfg.in_context is not None:
+        check_in_context(cfg.in_context)
+        if cfg.task.num_labels < 2 or not writes_text(cfg.backbone.model_type) or cfg.trainer.epochs:
+            raise ValueError(
+                f"in_context={cfg.in_context.name} with task={cfg.task.name}, backbone={cfg.backbone.name} and "
+                f"trainer.epochs={cfg.trainer.epochs:g}: expected a task with labels, a backbone that writes, and no "
+                "training (method=head_only trainer.epochs=0)"
             )
     reads_pairs = not (is_control(cfg) or writes_text(cfg.backbone.model_type))
     if reads_pairs and len(cfg.task.text_columns) > 2:

@@ -22,7 +22,7 @@ from benchmarks.config import RunConfig
 Values = dict[str, Any]  # dotted key -> value
 _CHOICES = {
     *("experiment", "settings", "scale", "task", "backbone", "method", "trainer", "decoding", "tracking", "recipe"),
-    *("tuned", "task_at", "hand_written", "start_words"),
+    *("tuned", "task_at", "hand_written", "start_words", "in_context"),
 }
 
 

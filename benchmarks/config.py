@@ -219,6 +219,25 @@ class InitFromConfig:
 
 
 @dataclass
+class InContextConfig:
+    """What a frozen backbone reads before a question, to answer it without being trained (conf/in_context/).
+
+    prompt: the whole text, with {source} for the question and, where there are shots, {examples}. example: one of them,
+    with {source} and {target}; separator: between two. shots: how many, drawn from the training split by the run's
+    seed; those for which max_length leaves no room are left out, the last ones first. The label whose words are
+    the most probable is the answer (Brown et al. 2020, section 2.4). of: the task whose examples they are (null: the
+    run's own), for a wrong prompt.
+    """
+
+    name: str = MISSING
+    prompt: str = MISSING
+    example: str = "{source} {target}"
+    separator: str = " "
+    shots: int = 0
+    of: TaskConfig | None = None
+
+
+@dataclass
 class ScaleConfig:
     """Where backbones and data come from: paper and small (published), micro (the embedded ones).
 
@@ -251,7 +270,8 @@ class RunConfig:
     hyperparameters of this row and task come from; null at scale=paper is an error. data_dir, backbone_dir: local
     folders in hub layout instead of the hub. device: auto, cpu or cuda. threads: null keeps torch's choice.
     checkpoint_seconds: how often the state of a run is written, from which it resumes. transfer: other tasks of the
-    same kind, on which the trained run is scored as it is; their splits are called <name>/<split>.
+    same kind, on which the trained run is scored as it is; their splits are called <name>/<split>. in_context:
+    instructions and examples before every question of a frozen backbone.
     """
 
     backbone: BackboneConfig = MISSING
@@ -266,6 +286,7 @@ class RunConfig:
     recipe: str | None = None
     init_from: InitFromConfig | None = None
     transfer: dict[str, TaskConfig] = field(default_factory=dict)
+    in_context: InContextConfig | None = None
     seed: int = 0
     data_dir: str | None = None
     backbone_dir: str | None = None

@@ -18,7 +18,7 @@ from benchmarks.rouge import ROUGE, rouge
 from benchmarks.tasks.generating import INPUTS
 from benchmarks.tasks.sequences import IGNORED
 from benchmarks.tasks.tokenizing import TokenizedSplit
-from benchmarks.tasks.writing import ILLEGAL
+from benchmarks.tasks.writing import ILLEGAL, Writer
 from benchmarks.text_metrics import TEXT_METRICS, score_texts
 from peft_methods.attached import Attached
 from peft_methods.inputs import Batch
@@ -49,6 +49,8 @@ def predict(attached: Attached, k: int, job: Job, name: str, accelerator: Accele
     split = job.data[name]
 
     def answer(rows: np.ndarray, batches: list[Batch | None]) -> np.ndarray:
+        if job.writer is not None and job.writer.in_context is not None:
+            return most_probable(attached, k, job.writer, split, rows, batches)
         batches[k] = send_to_device(job.question_batch(split, rows), accelerator.device)
         return job.answer(attached, k, batches, name)
 
@@ -56,6 +58,24 @@ def predict(attached: Attached, k: int, job: Job, name: str, accelerator: Accele
     if not np.isfinite(results).all():
         return None
     return results.astype(np.float32) if job.cfg.task.num_labels == 1 else results.astype(np.int64)
+
+
+def most_probable(
+    attached: Attached, k: int, writer: Writer, split: TokenizedSplit, rows: np.ndarray, batches: list[Batch | None]
+) -> np.ndarray:
+    """(B,) the label of each row whose words run k finds the most probable, summed over their tokens."""
+    device = next(attached.backbone.parameters()).device
+    found = []
+    for label in range(len(writer.text.labels)):
+        batch = send_to_device(writer.labelled_as(split, rows, label), device)
+        labels = batch.pop("labels")
+        batches[k] = batch
+        logits = attached(batches)[k]
+        assert logits is not None
+        each = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        found.append(each.view(labels.shape).double().sum(1).cpu().numpy())
+    losses = np.stack(found, 1)
+    return np.where(np.isfinite(losses).all(1), losses.argmin(1), np.nan)
 
 
 @torch.no_grad()

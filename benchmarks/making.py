@@ -18,14 +18,16 @@ from benchmarks.backbone import Backbone, describe, load_backbone
 from benchmarks.checkpoint import load_checkpoint
 from benchmarks.checks import check_length
 from benchmarks.compose import build_method
-from benchmarks.config import RunConfig, generation_of, is_control, text_of, writes_text
+from benchmarks.config import InContextConfig, RunConfig, generation_of, is_control, text_of, writes_text
 from benchmarks.decoding import Outputs, check_tokens, decode
 from benchmarks.evaluation import predict, target_loss
 from benchmarks.job import Job
 from benchmarks.prepare import Outcome, Prepared, found_done, outcome_of, prepare, recorded_score, selected_score
 from benchmarks.progress import Checkpointing, StepProgress
 from benchmarks.record import RecordError, write_record
+from benchmarks.tasks.data import load_task
 from benchmarks.tasks.generating import INPUTS, TextWriter
+from benchmarks.tasks.prompting import InContext, draw
 from benchmarks.tasks.tokenizing import tokenize
 from benchmarks.tasks.writing import Writer
 from benchmarks.tracking import Tracker
@@ -176,7 +178,18 @@ def _writing_job(p: Prepared, k: int, cfg: RunConfig, backbone: Backbone, attach
     text = text_of(p.cfg.task, p.cfg.scale)
     read = p.cfg.trainer.max_length, p.cfg.trainer.eval_max_length
     writer = Writer(p.cfg.task, text, backbone.tokenizer, decoder_only)
+    if p.cfg.in_context is not None:
+        writer.separator = not decoder_only  # the answer goes on where the prompt stops
+        writer.in_context = InContext(p.cfg.in_context, _shots(p.cfg, p.cfg.in_context, writer))
     job = Job(cfg, writer.tokenize(p.data.of(""), *read), writer.pad, writer)
+    if writer.in_context is not None and (writer.in_context.fewer or writer.in_context.cut):
+        log.warning(
+            "%s: %d questions have room for fewer than %d examples, %d lost words of their own",
+            p.run_id,
+            writer.in_context.fewer,
+            len(writer.in_context.examples),
+            writer.in_context.cut,
+        )
     for name, task in p.cfg.transfer.items():
         task = dataclasses.replace(task, target_prefix=p.cfg.task.target_prefix)
         trained = text.labels if text else []
@@ -185,6 +198,18 @@ def _writing_job(p: Prepared, k: int, cfg: RunConfig, backbone: Backbone, attach
         job.data |= {f"{name}/{s}": split for s, split in of_other.items()}
         job.transfers[name].max_new_tokens = max(job.transfers[name].max_new_tokens, writer.max_new_tokens)
     return job
+
+
+def _shots(cfg: RunConfig, in_context: InContextConfig, writer: Writer) -> list[tuple[str, str]]:
+    """The examples of a prompt in words, as (source, target) texts."""
+    if in_context.of is not None:
+        text = text_of(in_context.of, cfg.scale)
+        writer = Writer(in_context.of, text, writer.tokenizer, writer.decoder_only)
+    task = writer.task
+    data = load_task(task, cfg.scale, cfg.data_dir)
+    rows, labels = data.texts[task.train_split], data.labels[task.train_split]
+    chosen = draw(len(rows), in_context.shots, cfg.seed)
+    return [(writer.source(rows[i]), writer.target(labels[i]).strip()) for i in chosen]
 
 
 def _train_and_record(

@@ -64,7 +64,7 @@ def plan(patterns: Sequence[str] = ("*",), task: str = "*") -> list[Act]:
         if "task" not in params:
             raise ValueError(f"{file} names no tasks; expected hydra.sweeper.params.task, as in its neighbors")
         values = {key: [job[0] for job in expand([f"{key}={value}"])] for key, value in params.items()}
-        first = ("seed", "trainer.", "task.", "start_words", "hand_written")
+        first = ("seed", "trainer.", "task.", "start_words", "hand_written", "in_context")
         values = {key: v[:1] if key.startswith(first) else v for key, v in values.items()}
         if experiment.startswith("grid/"):
             values["task"] = values["task"][:1]  # at micro scale, where every task is seen elsewhere

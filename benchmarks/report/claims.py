@@ -24,7 +24,8 @@ from benchmarks.report.selection import at_selected
 from benchmarks.report.statistics import summarize
 
 _TERM = re.compile(r"(-?\d+) (?:(min|max) )?([^\[\s]+)(?:\[([^\]]+)\])?")
-_CELL = ["experiment", "source_form", "stands_for", "init", "length", "target_prefix"]  # of runs with one mean
+# Of runs with one mean.
+_CELL = ["experiment", "source_form", "stands_for", "init", "length", "target_prefix", "in_context"]
 NOT_RUN = "not run"
 
 
@@ -102,7 +103,7 @@ def _mean_of(term: str, at: pd.DataFrame, n: int) -> tuple[int, _Mean] | None:
         trained = bool((runs["method_params"] > 0).any())
         if summary.n < n and trained:
             return None
-        cells.append(_Mean(summary.mean, summary.std if trained else 0.0, summary.n))
+        cells.append(_Mean(summary.mean, summary.std if summary.n > 1 else 0.0, summary.n))
     if not cells or (extreme is None and len(cells) > 1):
         return None
     ordered = sorted(cells, key=lambda cell: cell.mean)

@@ -57,6 +57,7 @@ class ResultRow:
     words: str | None  # that a prefix starts from; "" for a random start
     init: str | None  # what a prompt starts from
     target_prefix: str | None  # before everything that a backbone writes
+    in_context: str | None  # the prompt in words of a frozen backbone
     source_form: str | None  # of a task answered in texts: what stands around a source
     parents: str  # run_ids this run started from, joined by spaces
     device: str | None
@@ -88,6 +89,7 @@ _FIELDS = {  # the part of the record -> the row's field -> its key there
     "data.rows": {"train_rows": "train"},
     "config.trainer": {name: name for name in ("learning_rate", "batch_size", "epochs")},
     "config.task": {"target_prefix": "target_prefix"},
+    "config.in_context": {"in_context": "name"},
     "config.method": {name: name for name in ("bottleneck_dim", "rank", "alpha", "length", "words", "init")},
     "numerics": {name: name for name in ("device", "dtype", "threads", "pack")},
     "cost": {name: name for name in ("train_seconds", "tokens_per_second", "peak_memory_bytes")},

@@ -89,10 +89,13 @@ class _Labels(NamedTuple):
 def load_run_data(cfg: RunConfig) -> TaskData:
     """All that a run reads: its task's splits, and those of the tasks it is scored on (transfer). Raises DataError."""
     own = load_task(cfg.task, cfg.scale, cfg.data_dir)
-    if not cfg.transfer:
+    told = cfg.in_context.of if cfg.in_context is not None else None
+    if not cfg.transfer and told is None:
         return own
     parts: dict[str, Any] = {part: dict(getattr(own, part)) for part in PARTS}
     digest = hashlib.sha256(own.sha256.encode())
+    if told is not None:
+        digest.update(f"in_context\0{load_task(told, cfg.scale, cfg.data_dir).sha256}\0".encode())
     for name, task in sorted(cfg.transfer.items()):
         other = load_task(task, cfg.scale, cfg.data_dir, trains=False)
         digest.update(f"{name}\0{other.sha256}\0".encode())

@@ -44,8 +44,7 @@ class Sequences:
         written = tokenize_texts(targets, self.tokenizer)
         if target_tokens is not None:
             written = [ids[: target_tokens - 1 - len(self.begin)] for ids in written]
-        longest = max(map(len, written))
-        room = max_length - 1 - len(self.begin) - (longest + 1 if self.decoder_only else 0)
+        room = self._room(written, max_length)
         self._check_room(room, max_length)
         read = [ids[:room] for ids in tokenize_texts(sources, self.tokenizer)]
         return TokenizedSplit(
@@ -53,6 +52,14 @@ class Sequences:
             labels=labels,
             targets=flat([[*self.begin, *ids, self.end] for ids in written]),
         )
+
+    def room(self, targets: Sequence[str], max_length: int) -> int:
+        """How many tokens of a source max_length leaves beside the longest of the targets."""
+        return self._room(tokenize_texts(targets, self.tokenizer), max_length)
+
+    def _room(self, written: Sequence[Sequence[int]], max_length: int) -> int:
+        longest = max(map(len, written))
+        return max_length - 1 - len(self.begin) - (longest + 1 if self.decoder_only else 0)
 
     def ended(self, source: list[int]) -> list[int]:
         """A source with the tokens that begin and end it, if any do."""
@@ -69,7 +76,10 @@ class Sequences:
     def training_batch(self, split: TokenizedSplit, rows: np.ndarray) -> dict[str, Tensor]:
         """input_ids, attention_mask, decoder_input_ids (T5, BART) or boundary (GPT-2), and labels: the token
         to be written next at each position, IGNORED where there is none; all (B, T) or (B, U) int64."""
-        sources, targets = split.rows(rows), split.target_rows(rows)
+        return self.batch(split.rows(rows), split.target_rows(rows))
+
+    def batch(self, sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """The same of ids."""
         if not self.decoder_only:
             inputs, mask = padded(sources, self.pad)
             shifted, _ = padded([np.concatenate([[self.decoder_start], ids[:-1]]) for ids in targets], self.pad)

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.config import TaskConfig, TextConfig
 from benchmarks.tasks.data import DataError, TaskData
-from benchmarks.tasks.sequences import Sequences
-from benchmarks.tasks.tokenizing import TokenizedSplit
+from benchmarks.tasks.prompting import InContext
+from benchmarks.tasks.sequences import IGNORED, Sequences
+from benchmarks.tasks.tokenizing import TokenizedSplit, tokenize_texts
 
 ILLEGAL = -1  # prediction where an answer is no label of the task; scored as wrong
 SPARE_TOKENS = 2  # an answer may run on past the longest target, so that it is not cut off to a legal one
@@ -36,6 +37,7 @@ class Writer(Sequences):
         self.task, self.text = task, text
         self.labels = {word: i for words in (trained, text.labels) for i, word in enumerate(words)}
         self.max_new_tokens = 0
+        self.in_context: InContext | None = None  # before every question that is to be answered
 
     def tokenize(self, data: TaskData, max_length: int, read_length: int | None = None) -> dict[str, TokenizedSplit]:
         """Every split as ids of sources and targets. A source that is too long loses tokens at its end. read_length:
@@ -49,7 +51,11 @@ class Writer(Sequences):
             targets = [self.target(label) for label in labels.tolist()]
             answered = name != self.task.train_split and read_length is not None and not self.decoder_only
             length = (read_length or sys.maxsize) if answered else max_length
-            pairs = self.pairs([self.source(row) for row in rows], targets, labels, length)
+            sources = [self.source(row) for row in rows]
+            if self.in_context is not None and name != self.task.train_split:
+                room = self.room(targets, length)
+                sources = [self.in_context.read(text, self.tokenizer, room) for text in sources]
+            pairs = self.pairs(sources, targets, labels, length)
             splits[name] = dataclasses.replace(pairs, groups=data.groups.get(name))
             longest = max(map(len, splits[name].target_rows(np.arange(len(labels)))))
             self.max_new_tokens = max(self.max_new_tokens, longest + SPARE_TOKENS)
@@ -78,6 +84,13 @@ class Writer(Sequences):
             return ILLEGAL
         low, high = self.task.label_range
         return value if low <= value <= high else ILLEGAL
+
+    def labelled_as(self, split: TokenizedSplit, rows: np.ndarray, label: int) -> dict[str, Tensor]:
+        """The batch of these rows (B,) with the words of one label as their target, for how probable it is; the end
+        token behind them does not count."""
+        (ids,) = tokenize_texts([self.target(label)], self.tokenizer)
+        batch = self.batch(split.rows(rows), [np.array([*self.begin, *ids, self.end])] * len(rows))
+        return batch | {"labels": batch["labels"].masked_fill(batch["labels"] == self.end, IGNORED)}
 
     def read(self, written: Tensor) -> np.ndarray:
         """(B,) labels of the answers (B, U) that were written, up to the end of each; ILLEGAL where there is none."""

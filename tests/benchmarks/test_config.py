@@ -74,6 +74,11 @@ PROMPTS = {
 }
 SHIFTS = [f"prompt_tuning/{name}_{kind}" for name in ("domain_shift", "transfer_qqp_mrpc", "transfer_mrpc_qqp")
           for kind in ("prompt", "model")]  # fmt: skip
+CONTEXTS = {
+    "prompt_tuning/in_context": 6 * 5 * 3,
+    "prompt_tuning/in_context_gpt2": 6 * 2 * 3,
+    "prompt_tuning/task_prompt": 2 * 2 * 3,
+}
 LOW_DATA = {row for row in E2E if "low_data" in row}
 SMALL_E2E = {f"small/e2e_{n}" for n in ("full", "lora", "houlsby", "prefix")} | {
     f"small/e2e_{kind}_{n}" for kind in ("emb", "infix") for n in (1, 10, 20)
@@ -101,6 +106,7 @@ RUNS = {  # in the sweep of each experiment file: tasks x grid x seeds
     **dict.fromkeys(SMALL_E2E, 1),
     **PROMPTS,
     **dict.fromkeys(SHIFTS, 3),
+    **CONTEXTS,
 }
 LORA_RTE = ("experiment=lora/table2_roberta_base_lora", "task=glue/rte", "scale=paper")
 
@@ -139,7 +145,7 @@ def test_every_printed_row_has_an_experiment_file():
         | {f"controls/{name}" for name in ("majority", "bag_of_words")}
         | {f"controls/{backbone}_{name}" for backbone in ("bert", "roberta") for name in ("head_only", "scratch")}
         | {f"small/minilm_{name}" for name in ("lora", "full", "head_only")}
-        | {*E2E, *XSUM, *PROMPTS, *SHIFTS, "controls/gpt2_scratch"}
+        | {*E2E, *XSUM, *PROMPTS, *SHIFTS, *CONTEXTS, "controls/gpt2_scratch"}
         | SMALL_E2E
     )
 
@@ -253,7 +259,7 @@ def test_experiment_composes_at_every_scale(experiment: str):
     # Tasks differ by recipe only, which the test above covers: a task per experiment, another one each time.
     index = EXPERIMENTS.index(experiment)
     # the generated language has no SuperGLUE
-    micro = "glue/rte" if experiment in PROMPTS else tasks[index % len(tasks)]
+    micro = "glue/rte" if experiment in PROMPTS | CONTEXTS else tasks[index % len(tasks)]
     for scale, task in (("micro", micro), ("paper", tasks[(index + 3) % len(tasks)])):
         cfg = run_config(f"experiment={experiment}", f"task={task}", f"scale={scale}")
         assert (cfg.experiment, cfg.scale.name) == (experiment, scale)
@@ -273,7 +279,8 @@ def test_every_task_composes_at_micro():
 def test_sweep_expands_to_the_published_number_of_runs(experiment: str):
     sweep = sweep_of(experiment)
     assert math.prod(len(values) for values in sweep.values()) == RUNS.get(experiment, 8 * 5)
-    three = RUNS.get(experiment) in (3, 15, 24) or (experiment in PROMPTS and not experiment.endswith("table3"))
+    prompts = PROMPTS | CONTEXTS
+    three = RUNS.get(experiment) in (3, 15, 24) or (experiment in prompts and not experiment.endswith("table3"))
     seeds = 3 if three else 2 if experiment in LOW_DATA else 5
     assert sweep["seed"] == (["0"] if RUNS.get(experiment) in (1, 2, 5, 8) else [str(n) for n in range(seeds)])
 

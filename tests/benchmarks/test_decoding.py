@@ -171,7 +171,9 @@ def test_a_run_of_a_pack_writes_as_it_does_alone(pack, decoding):
     written = [write(both, [batch(SOURCES) if i == k else None for i in range(2)], cfg, Tokens())[k] for k in range(2)]
     at_once = write(both, [batch(SOURCES), batch(SOURCES)], cfg, Tokens())
     lora, prefix = written
-    assert lora is not None and prefix is not None and not lora.equal(prefix)
+    assert lora is not None
+    assert prefix is not None
+    assert not lora.equal(prefix)
     assert all(one is not None and one.equal(two) for one, two in zip(at_once, (lora, prefix), strict=True))
     both.detach()
     assert write_one(pack("lora"), batch(SOURCES), cfg).equal(lora)

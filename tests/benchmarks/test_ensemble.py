@@ -101,7 +101,8 @@ def test_a_batch_that_mixes_tasks_gives_the_answers_of_one_task_at_a_time(tmp_pa
         for k, own in enumerate(batches):
             alone = attached.generate([own if i == k else None for i in range(3)], max_new_tokens=6, do_sample=False)
             together, separate = mixed[k], alone[k]
-            assert together is not None and separate is not None
+            assert together is not None
+            assert separate is not None
             width = separate.shape[1]  # the others may write longer; what follows its end is padding
             assert together[:, :width].equal(separate)
             assert not together[:, width:].any()

@@ -21,8 +21,10 @@ def test_neighbors_and_cohesion_are_scikit_learns_cosines():
     among = [cosine_similarity(vocabulary[ids].numpy())[~np.eye(NEAREST, dtype=bool)].mean() for ids in order]
     assert line["cohesion"] == pytest.approx(np.mean(among), abs=1e-5)
     assert line["unique"] == len({*order[:, 0].tolist()}) / 7
-    assert line["label_rows"] is None and line["other_rows"] is None
-    assert RANDOM * len(rows) == 140 and abs(line["random_cohesion"] - line["cohesion"]) < 0.2  # both are random here
+    assert line["label_rows"] is None
+    assert line["other_rows"] is None
+    assert RANDOM * len(rows) == 140
+    assert abs(line["random_cohesion"] - line["cohesion"]) < 0.2
 
 
 def test_labels_that_stay_and_labels_that_left():
@@ -36,7 +38,8 @@ def test_labels_that_stay_and_labels_that_left():
     own, _ = measure(spread[[3, 5, 8]], spread, [[3], [5]])
     assert own["label_rows"] == 1.0
     gone, near = measure(-spread[[3, 5]], spread, [[3], [5]])
-    assert gone["label_rows"] == 0.0 and gone["other_rows"] is None
+    assert gone["label_rows"] == 0.0
+    assert gone["other_rows"] is None
     assert not {3} & {*near.indices[0].tolist()}
     assert measure(spread[[2, 2, 2, 7]], spread, [])[0]["unique"] == 0.5
 
