@@ -90,9 +90,10 @@ def _mean_of(term: str, at: pd.DataFrame, n: int) -> tuple[int, _Mean] | None:
     """Coefficient and mean; None where runs are missing."""
     match = _TERM.fullmatch(term)
     if match is None:
-        raise ValueError(f"cannot read the term {term!r}; expected `1 [min|max] experiment[field=value,field=value]`")
+        raise ValueError(f"cannot read the term {term!r}; expected `1 [min or max] experiment|other[field=value,...]`")
     coefficient, extreme, experiment, fields = match.groups()
-    own = at[at["experiment"].map(lambda name: fnmatch.fnmatch(name, experiment)).astype(bool)]
+    patterns = experiment.split("|")
+    own = at[at["experiment"].map(lambda name: any(fnmatch.fnmatch(name, one) for one in patterns)).astype(bool)]
     for wanted in fields.split(",") if fields else ():
         field, _, value = wanted.partition("=")
         numeric = pd.api.types.is_numeric_dtype(own[field])

@@ -34,10 +34,14 @@ class Curve:
     chosen: str = "at each run's evaluation with the lowest validation loss"
     units: str = "BLEU, METEOR and ROUGE in points; NIST and CIDEr in their own units; loss in nats per token."
     logarithmic: bool = True
+    shared: tuple[str, ...] = ()  # experiments whose runs stand at the points that no run of `experiments` has
 
 
 def _of_prompts(name: str, title: str, about: str, series: str, experiments: tuple[str, ...] = ()) -> Curve:
-    """A part of figures 1 and 3 of Lester et al. 2021, whose values are not printed: score over the backbone's size."""
+    """A part of figures 1 and 3 of Lester et al. 2021, whose values are not printed: score over the backbone's size.
+
+    All parts of figure 3 have the default setting in common, which is figure 1's.
+    """
     return Curve(
         f"prompt_{name}",
         title,
@@ -50,6 +54,7 @@ def _of_prompts(name: str, title: str, about: str, series: str, experiments: tup
         ("accuracy", "illegal"),
         "at each run's best evaluation on validation",
         "Accuracy in points; illegal: percent of answers that are no label, which count as wrong.",
+        shared=() if experiments else ("prompt_tuning/size",),
     )
 
 
@@ -83,6 +88,7 @@ CURVES = [
         x="lm_steps",
         x_label="steps of LM adaptation",
         logarithmic=False,
+        shared=("prompt_tuning/size", "prompt_tuning/pretraining"),
     ),
     Curve(
         "xsum_length",
@@ -131,9 +137,12 @@ def curve_points(frame: pd.DataFrame, curve: Curve, scale: str) -> pd.DataFrame:
 
     A failed run is counted: its point has a smaller n, and `failed` says by how many.
     """
-    own = frame[(frame["scale"] == scale) & frame["experiment"].isin(curve.experiments)]
+    at_scale = frame[frame["scale"] == scale]
+    own = at_scale[at_scale["experiment"].isin(curve.experiments)]
     if own.empty:
         return pd.DataFrame()
+    shared = at_scale[at_scale["experiment"].isin(curve.shared)].assign(experiment=curve.experiments[0], borrowed=True)
+    own = pd.concat([own.assign(borrowed=False), shared], ignore_index=True)
     words = own["words"].fillna("").str.strip()
     methods = own["experiment"].str.rpartition("_")[2]
     adapted = own["stands_for"].fillna("").str.contains("lm_adapt")
@@ -141,10 +150,12 @@ def curve_points(frame: pd.DataFrame, curve: Curve, scale: str) -> pd.DataFrame:
     own = own.assign(
         start=words.where(words != "", methods),
         objective="span corruption" + sentinel.map({True: " + sentinel", False: ""}),
-        lm_steps=own["stands_for"].map(LM_STEPS),
+        lm_steps=own["stands_for"].map(LM_STEPS).where(~sentinel),
     )
     own["objective"] = own["objective"].where(~adapted, "LM adaptation")
     own["x"] = own[curve.x] if curve.x else 0.0
+    there = own.groupby([curve.series, "x"])["borrowed"].transform("min")
+    own = own[own["borrowed"] == there]
     failed = own[own["status"] == "failed"].groupby([curve.series, "x"]).size()
     at = at_selected(own)
     at = of_split(at[at["metric"].isin(curve.metrics)], "test" if scale != PAPER else "validation")

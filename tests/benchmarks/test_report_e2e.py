@@ -91,6 +91,25 @@ def test_a_curve_has_a_point_per_length_and_counts_failures():
     assert curve_points(as_frame(rows), curve, "small").empty
 
 
+def test_a_curve_borrows_the_points_that_it_lacks_and_no_others():
+    """The default length is a run of figure 1: of prompt_tuning/length only where it has runs of its own."""
+    rows = [
+        dataclasses.replace(row(name, seed, "accuracy", score, length=length), backbone_params=1000)
+        for seed in range(3)
+        for name, length, score in (
+            ("prompt_tuning/length", 1, 0.5),
+            ("prompt_tuning/length", 5, 0.6),
+            ("prompt_tuning/size", 5, 0.9),
+            ("prompt_tuning/size", 20, 0.8),
+        )
+    ]
+    (curve,) = (curve for curve in CURVES if curve.name == "prompt_length")
+    table = curve_points(as_frame(rows), curve, "micro")
+    assert dict(zip(table["series"], table["mean"], strict=True)) == pytest.approx({1: 0.5, 5: 0.6, 20: 0.8})
+    assert (table["n"] == 3).all()
+    assert curve_points(as_frame(rows[2::4]), curve, "micro").empty
+
+
 def test_a_claim_holds_fails_or_stays_open_by_its_interval():
     better, worse, noisy = [0.70, 0.71, 0.72], [0.60, 0.61, 0.62], [0.40, 0.62, 0.85]
     rows = [
@@ -103,6 +122,7 @@ def test_a_claim_holds_fails_or_stays_open_by_its_interval():
         "1 a/worse; -1 a/better": (0.0, "fails"),
         "1 a/better; -1 a/noisy": (0.0, "undecided"),
         "1 a/better; -1 a/missing": (0.0, "not run"),
+        "1 max a/worse|a/better; -1 a/worse": (0.05, "holds"),
         "1 min a/*; -1 a/better": (
             0.0,
             "fails" if min(map(np.mean, (worse, noisy))) == np.mean(worse) else "undecided",
@@ -123,7 +143,7 @@ def test_a_claim_holds_fails_or_stays_open_by_its_interval():
         ]
     )
     judged = judge(as_frame(rows), claims, "micro")
-    assert judged["verdict"].tolist()[:4] == [verdict for _, verdict in list(terms.values())[:4]]
+    assert judged["verdict"].tolist()[:5] == [verdict for _, verdict in list(terms.values())[:5]]
     welch = stats.ttest_ind(better, worse, equal_var=False).confidence_interval()
     assert (judged["low"][0], judged["high"][0]) == pytest.approx((welch.low, welch.high))
     assert overall(["holds", "undecided"]) == "undecided"
@@ -185,8 +205,8 @@ def test_every_claim_can_be_read_and_names_experiments_that_exist(name: str):
     known = choices("experiment")
     for terms in claims["terms"]:
         for term in terms.split("; "):
-            named = term.split()[-1].partition("[")[0]
-            assert [k for k in known if k == named or (named.endswith("*") and k.startswith(named[:-1]))], named
+            for named in term.split()[-1].partition("[")[0].split("|"):
+                assert [k for k in known if k == named or (named.endswith("*") and k.startswith(named[:-1]))], named
     assert judge(as_frame([row("a/x", 0, "bleu", 0.5)]), claims, "micro")["verdict"].eq("not run").all()
 
 
