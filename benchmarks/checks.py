@@ -66,6 +66,8 @@ def check_config(cfg: RunConfig) -> None:
                 f"{cfg.task.name} with {cfg.task.num_labels}: expected one kind of task at scale={cfg.scale.name}, and "
                 "no slash in the name; change transfer"
             )
+    if cfg.mixture:
+        _check_mixture(cfg)
     if cfg.in_context is not None:
         check_in_context(cfg.in_context)
         if cfg.task.num_labels < 2 or not writes_text(cfg.backbone.model_type) or cfg.trainer.epochs:
@@ -99,6 +101,20 @@ def check_config(cfg: RunConfig) -> None:
         _check_text(cfg)
     if cfg.threads is not None and cfg.threads < 1:
         raise ValueError(f"threads={cfg.threads}: expected at least 1, or null for torch's choice")
+
+
+def _check_mixture(cfg: RunConfig) -> None:
+    if cfg.transfer or not writes_text(cfg.backbone.model_type) or not cfg.trainer.epochs:
+        raise ValueError(
+            f"mixture={[*cfg.mixture]} with backbone={cfg.backbone.name}, transfer={[*cfg.transfer]} and trainer.epochs"
+            f"={cfg.trainer.epochs:g}: expected a backbone that writes, no task to transfer to, and training"
+        )
+    for name, task in cfg.mixture.items():
+        if (generation_of(task, cfg.scale) is None and text_of(task, cfg.scale) is None) or "/" in name:
+            raise ValueError(
+                f"mixture.{name} is {task.name}, which has no text form at scale={cfg.scale.name}: expected tasks that "
+                "are written, and no slash in the name; change mixture"
+            )
 
 
 def _check_metrics(task: TaskConfig, scale: ScaleConfig) -> None:

@@ -270,8 +270,10 @@ class RunConfig:
     hyperparameters of this row and task come from; null at scale=paper is an error. data_dir, backbone_dir: local
     folders in hub layout instead of the hub. device: auto, cpu or cuda. threads: null keeps torch's choice.
     checkpoint_seconds: how often the state of a run is written, from which it resumes. transfer: other tasks of the
-    same kind, on which the trained run is scored as it is; their splits are called <name>/<split>. in_context:
-    instructions and examples before every question of a frozen backbone.
+    same kind, on which the trained run is scored as it is; their splits are called <name>/<split>. mixture: tasks that
+    are trained on together (multi-task), each in proportion to its rows and with its name in front of what is read; the
+    run's own is one of them in any case, and the one that is scored. in_context: instructions and examples before every
+    question of a frozen backbone.
     """
 
     backbone: BackboneConfig = MISSING
@@ -286,6 +288,7 @@ class RunConfig:
     recipe: str | None = None
     init_from: InitFromConfig | None = None
     transfer: dict[str, TaskConfig] = field(default_factory=dict)
+    mixture: dict[str, TaskConfig] = field(default_factory=dict)
     in_context: InContextConfig | None = None
     seed: int = 0
     data_dir: str | None = None
@@ -301,6 +304,12 @@ def task_of(cfg: RunConfig, split: str) -> TaskConfig:
     """The task that a split of a run's data is of: its own, or one of `transfer`."""
     name, _, _ = split.rpartition("/")
     return cfg.transfer[name] if name else cfg.task
+
+
+def others_of(cfg: RunConfig) -> dict[str, TaskConfig]:
+    """The tasks of a mixture beside the run's own, by name, in the order of their names."""
+    own = (cfg.task.dataset, cfg.task.subset, cfg.task.name)
+    return {n: t for n, t in sorted(cfg.mixture.items()) if (t.dataset, t.subset, t.name) != own}
 
 
 def text_of(task: TaskConfig, scale: ScaleConfig) -> TextConfig | None:

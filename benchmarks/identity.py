@@ -66,8 +66,9 @@ def identity(cfg: RunConfig, data_sha256: str, parents: Sequence[str], weights: 
     """
     method = cfg.method["_target_"]
     tasks = {name: task.dataset for name, task in cfg.transfer.items()} | {"": cfg.task.dataset}
-    if method not in METHOD_VERSIONS or not {*tasks.values()} <= {*TASK_VERSIONS}:
-        known = ", ".join(sorted({*tasks.values()}))
+    datasets = {*tasks.values(), *(task.dataset for task in cfg.mixture.values())}
+    if method not in METHOD_VERSIONS or not datasets <= {*TASK_VERSIONS}:
+        known = ", ".join(sorted(datasets))
         raise ValueError(
             f"no result version for method {method} or one of the data sets {known}: add one to benchmarks/identity.py"
         )
@@ -78,6 +79,8 @@ def identity(cfg: RunConfig, data_sha256: str, parents: Sequence[str], weights: 
     }
     if tasks:
         versions["transfer"] = {name: TASK_VERSIONS[dataset] for name, dataset in tasks.items()}
+    if cfg.mixture:
+        versions["mixture"] = {name: TASK_VERSIONS[task.dataset] for name, task in cfg.mixture.items()}
     made = {
         "config": scientific_config(cfg),
         "data": data_sha256,

@@ -18,20 +18,23 @@ from benchmarks.backbone import Backbone, describe, load_backbone
 from benchmarks.checkpoint import load_checkpoint
 from benchmarks.checks import check_length
 from benchmarks.compose import build_method
-from benchmarks.config import InContextConfig, RunConfig, generation_of, is_control, text_of, writes_text
-from benchmarks.decoding import Outputs, check_tokens, decode
+from benchmarks.config import (
+    RunConfig,
+    is_control,
+    text_of,
+    writes_text,
+)
+from benchmarks.decoding import Outputs, decode
 from benchmarks.evaluation import predict, target_loss
 from benchmarks.job import Job
 from benchmarks.prepare import Outcome, Prepared, found_done, outcome_of, prepare, recorded_score, selected_score
 from benchmarks.progress import Checkpointing, StepProgress
 from benchmarks.record import RecordError, write_record
-from benchmarks.tasks.data import load_task
-from benchmarks.tasks.generating import INPUTS, TextWriter
-from benchmarks.tasks.prompting import InContext, draw
+from benchmarks.tasks.generating import INPUTS
 from benchmarks.tasks.tokenizing import tokenize
-from benchmarks.tasks.writing import Writer
 from benchmarks.tracking import Tracker
 from benchmarks.training import Run, restore_best, train
+from benchmarks.writing_job import writing_job
 from peft_methods.attach import attach
 from peft_methods.attached import Attached
 from peft_methods.counting import count_parameters
@@ -122,7 +125,7 @@ def attach_pack(todo: list[Prepared], backbone: Backbone, micro_batch_size: int 
             cfg = _with_micro_batch(p.cfg, micro_batch_size)
             attached.streams[k].backbone = p.cfg.trainer.backbone_dropout is None
             if writes:
-                jobs.append(_writing_job(p, k, cfg, backbone, attached))
+                jobs.append(writing_job(p, k, cfg, backbone, attached))
                 continue
             if p.cfg.task.num_labels == 1 and p.cfg.trainer.regression_bias == "label_mean":
                 mean = float(np.mean(p.data.labels[p.cfg.task.train_split]))
@@ -158,58 +161,6 @@ def _check_trained(cfg: RunConfig, trains: bool) -> None:
         )
     if trains and not cfg.trainer.epochs:
         raise ValueError(f"trainer.epochs=0 with {method}, which would stay as it is drawn: give it some epochs")
-
-
-def _writing_job(p: Prepared, k: int, cfg: RunConfig, backbone: Backbone, attached: Attached) -> Job:
-    decoder_only = attached.table.architecture.decoder_only
-    generation = generation_of(p.cfg.task, p.cfg.scale)
-    if generation is not None:
-        check_tokens(p.cfg.decoding, backbone.tokenizer)  # now rather than after the training
-        texts = TextWriter(generation, backbone.tokenizer, decoder_only, p.cfg.task.target_prefix)
-        trainer = p.cfg.trainer
-        lengths = trainer.max_length, p.cfg.decoding.max_new_tokens, attached.positions(k), trainer.eval_max_length
-        splits = texts.tokenize(p.data.of(""), *lengths)
-        for name, task in p.cfg.transfer.items():
-            other = generation_of(task, p.cfg.scale)
-            assert other is not None  # check_config
-            scored = TextWriter(other, backbone.tokenizer, decoder_only, p.cfg.task.target_prefix)
-            splits |= {f"{name}/{s}": split for s, split in scored.tokenize(p.data.of(name), *lengths).items()}
-        return Job(cfg, splits, texts.pad, texts=texts, references=p.data.references, truth=p.data.groups)
-    text = text_of(p.cfg.task, p.cfg.scale)
-    read = p.cfg.trainer.max_length, p.cfg.trainer.eval_max_length
-    writer = Writer(p.cfg.task, text, backbone.tokenizer, decoder_only)
-    if p.cfg.in_context is not None:
-        writer.separator = not decoder_only  # the answer goes on where the prompt stops
-        writer.in_context = InContext(p.cfg.in_context, _shots(p.cfg, p.cfg.in_context, writer))
-    job = Job(cfg, writer.tokenize(p.data.of(""), *read), writer.pad, writer)
-    if writer.in_context is not None and (writer.in_context.fewer or writer.in_context.cut):
-        log.warning(
-            "%s: %d questions have room for fewer than %d examples, %d lost words of their own",
-            p.run_id,
-            writer.in_context.fewer,
-            len(writer.in_context.examples),
-            writer.in_context.cut,
-        )
-    for name, task in p.cfg.transfer.items():
-        task = dataclasses.replace(task, target_prefix=p.cfg.task.target_prefix)
-        trained = text.labels if text else []
-        job.transfers[name] = Writer(task, text_of(task, p.cfg.scale), backbone.tokenizer, decoder_only, trained)
-        of_other = job.transfers[name].tokenize(p.data.of(name), *read)
-        job.data |= {f"{name}/{s}": split for s, split in of_other.items()}
-        job.transfers[name].max_new_tokens = max(job.transfers[name].max_new_tokens, writer.max_new_tokens)
-    return job
-
-
-def _shots(cfg: RunConfig, in_context: InContextConfig, writer: Writer) -> list[tuple[str, str]]:
-    """The examples of a prompt in words, as (source, target) texts."""
-    if in_context.of is not None:
-        text = text_of(in_context.of, cfg.scale)
-        writer = Writer(in_context.of, text, writer.tokenizer, writer.decoder_only)
-    task = writer.task
-    data = load_task(task, cfg.scale, cfg.data_dir)
-    rows, labels = data.texts[task.train_split], data.labels[task.train_split]
-    chosen = draw(len(rows), in_context.shots, cfg.seed)
-    return [(writer.source(rows[i]), writer.target(labels[i]).strip()) for i in chosen]
 
 
 def _train_and_record(

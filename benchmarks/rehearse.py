@@ -26,7 +26,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.compose import compose_job
-from benchmarks.config import CONF_DIR, RunConfig, is_control
+from benchmarks.config import CONF_DIR, RunConfig, TaskConfig, is_control
 from benchmarks.offline import OFFLINE, no_network
 from benchmarks.record import predictions_path, read_record, record_path
 from benchmarks.sweep import expand
@@ -43,17 +43,19 @@ class Act:
     jobs: tuple[tuple[str, ...], ...]
 
 
-# Experiments on the tasks of prompt_tuning/table3, which sees every one.
-PROMPT_ABLATIONS = {
-    f"prompt_tuning/{name}" for name in ("size", "model_tuning", "length", "init", "pretraining", "lm_steps")
+# Experiments on the tasks of prompt_tuning/table3, which sees every one; and those of them that see every backbone.
+EVERY_BACKBONE = {"prompt_tuning/size", "prompt_tuning/model_tuning", "prompt_tuning/in_context_gpt2"}
+PROMPT_ABLATIONS = EVERY_BACKBONE | {
+    f"prompt_tuning/{name}"
+    for name in ("multitask_model_tuning", "length", "init", "pretraining", "lm_steps", "in_context")
 }
 
 
 def plan(patterns: Sequence[str] = ("*",), task: str = "*") -> list[Act]:
     """Every experiment file (or those that match a pattern), with settings paper, then script where a recipe exists.
 
-    Of the file's own sweep, tasks and method sizes run in full (PROMPT_ABLATIONS: one task); of trainer.*, task.*,
-    prompts and seed the first value.
+    Of the file's own sweep, tasks and method sizes run in full (PROMPT_ABLATIONS: one task, and one backbone where
+    another experiment has all); of trainer.*, task.*, prompts and seed the first value.
     """
     acts = []
     for file in sorted((CONF_DIR / "experiment").rglob("*.yaml")):
@@ -70,7 +72,8 @@ def plan(patterns: Sequence[str] = ("*",), task: str = "*") -> list[Act]:
             values["task"] = values["task"][:1]  # at micro scale, where every task is seen elsewhere
         if experiment in PROMPT_ABLATIONS:
             values["task"] = ["task=super_glue/cb"]  # the quickest
-            values = {key: v[:1] if key == "backbone" and len(values) > 3 else v for key, v in values.items()}
+            if experiment not in EVERY_BACKBONE:
+                values["backbone"] = values["backbone"][:1]
         values["task"] = [t for t in values["task"] if fnmatch.fnmatch(t.rpartition("/")[2], task)]
         scripts = CONF_DIR / "recipe" / "script" / experiment
         scripted = {f"task={p.relative_to(scripts).with_suffix('').as_posix()}" for p in scripts.rglob("*.yaml")}
@@ -120,9 +123,13 @@ def build_standins(cfgs: Sequence[RunConfig]) -> None:
     everyone = [cfg for cfg in everyone if not cfg.scale.backbones]  # the others have what they need
     for cfg in {(cfg.backbone_dir, cfg.backbone.hub_id): cfg for cfg in everyone}.values():
         make_backbone(Path(cfg.backbone_dir or ""), cfg.backbone, _layers(cfg))
-    tasks = [(cfg.data_dir or "", task) for cfg in everyone for task in (cfg.task, *cfg.transfer.values())]
+    tasks = [(cfg.data_dir or "", task) for cfg in everyone for task in _tasks(cfg)]
     for root, task in {(root, t.dataset, t.subset, *t.validation_splits): (root, t) for root, t in tasks}.values():
         make_task(Path(root), task)
+
+
+def _tasks(cfg: RunConfig) -> list[TaskConfig]:
+    return [cfg.task, *cfg.transfer.values(), *cfg.mixture.values()]
 
 
 def _layers(cfg: RunConfig) -> int:
@@ -162,7 +169,7 @@ def one_of_each(cfgs: Sequence[RunConfig]) -> list[RunConfig]:
         new = cfg.backbone not in [c.backbone for c in chosen] or cfg.task not in [c.task for c in chosen]
         if (
             new
-            and cfg.task.hub_id
+            and all(task.hub_id for task in _tasks(cfg))
             and cfg.backbone.pretrained
             and cfg.init_from is None
             and not is_control(cfg)
@@ -261,7 +268,8 @@ def _perform(acts: Sequence[Act], folder: Path, attempts: list[str]) -> int:
 
     local = one_of_each([cfg for cfg in everyone if not cfg.scale.backbones])
     backbones = [(str(cfg.backbone_dir), cfg.backbone) for cfg in local]
-    with hub_cache(folder / "cache", backbones, [(str(cfg.data_dir), cfg.task) for cfg in local]):
+    tasks = [(str(cfg.data_dir), task) for cfg in local for task in _tasks(cfg)]
+    with hub_cache(folder / "cache", backbones, tasks):
         tally.perform("as from the hub", "", [as_from_hub(cfg) for cfg in local])
     tally.check("report", check_report(folder / "results", everyone))
     tally.check("no network", [f"asked for {attempt}" for attempt in dict.fromkeys(attempts)])

@@ -54,6 +54,8 @@ def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
         part["decoding"] = {k: v for k, v in config["decoding"].items() if k not in _SPEED_OF_DECODING}
     if transfer := config.get("transfer"):
         part["transfer"] = {name: _task(config, task) for name, task in transfer.items()}
+    if mixture := config.get("mixture"):
+        part["mixture"] = {name: _task(config, task) for name, task in mixture.items()}
     if in_context := config.get("in_context"):
         of = in_context["of"]
         part["in_context"] = {k: v for k, v in in_context.items() if k != "name"} | {"of": of and _task(config, of)}

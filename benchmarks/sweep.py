@@ -33,7 +33,8 @@ def expand_globs(overrides: Sequence[str]) -> list[str]:
     expands to nothing without a word."""
     expanded = []
     for word in overrides:
-        if word.startswith(("recipe=", "tuned=", "task_at=", "transfer=")):  # Hydra: a name without a file is "no file"
+        # Hydra would take a name without a file for "no file".
+        if word.startswith(("recipe=", "tuned=", "task_at=", "other_tasks=")):
             raise ValueError(f"{word}: it follows from experiment, task, settings and scale; change values one by one")
         if "=glob(" not in word:
             expanded.append(word)

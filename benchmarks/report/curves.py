@@ -69,9 +69,9 @@ CURVES = [
     _of_prompts(
         "size",
         "Prompt tuning and model tuning over sizes",
-        "Lester et al. 2021, figure 1: a prompt on the LM-adapted T5 against all of T5 1.1 tuned.",
+        "Lester et al. 2021, figure 1: a prompt on the LM-adapted T5; all of T5 1.1 tuned on one task, or on all.",
         "experiment",
-        ("prompt_tuning/size", "prompt_tuning/model_tuning"),
+        ("prompt_tuning/size", "prompt_tuning/model_tuning", "prompt_tuning/multitask_model_tuning"),
     ),
     _of_prompts("length", "Prompt length", "Lester et al. 2021, figure 3 (a).", "length"),
     _of_prompts("init", "The start of the prompt", "Lester et al. 2021, figure 3 (b).", "init"),

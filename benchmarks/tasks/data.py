@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.config import RunConfig, ScaleConfig, TaskConfig, generation_of
+from benchmarks.config import RunConfig, ScaleConfig, TaskConfig, generation_of, others_of
 from benchmarks.tasks import mrqa
 
 Columns = Mapping[str, Sequence[Any]]  # column name -> values, row by row
@@ -87,10 +87,12 @@ class _Labels(NamedTuple):
 
 
 def load_run_data(cfg: RunConfig) -> TaskData:
-    """All that a run reads: its task's splits, and those of the tasks it is scored on (transfer). Raises DataError."""
+    """All that a run reads: its task's splits, those of the tasks it is scored on (transfer), and the training splits
+    of those it is trained on (mixture). Raises DataError."""
     own = load_task(cfg.task, cfg.scale, cfg.data_dir)
     told = cfg.in_context.of if cfg.in_context is not None else None
-    if not cfg.transfer and told is None:
+    others = others_of(cfg)
+    if not cfg.transfer and not others and told is None:
         return own
     parts: dict[str, Any] = {part: dict(getattr(own, part)) for part in PARTS}
     digest = hashlib.sha256(own.sha256.encode())
@@ -101,6 +103,11 @@ def load_run_data(cfg: RunConfig) -> TaskData:
         digest.update(f"{name}\0{other.sha256}\0".encode())
         for part in PARTS:
             parts[part] |= {f"{name}/{split}": value for split, value in getattr(other, part).items()}
+    for name, task in others.items():
+        other = load_task(task, cfg.scale, cfg.data_dir)
+        digest.update(f"mixture\0{name}\0{other.sha256}\0".encode())
+        for part in ("texts", "labels"):
+            parts[part][f"{name}/{task.train_split}"] = getattr(other, part)[task.train_split]
     return dataclasses.replace(own, **parts, sha256=digest.hexdigest())
 
 

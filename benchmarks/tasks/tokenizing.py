@@ -56,6 +56,21 @@ class TokenizedSplit:
         return [ids[offsets[row] : offsets[row + 1]] for row in rows]
 
 
+def joined(splits: Sequence[TokenizedSplit]) -> TokenizedSplit:
+    """The sources and targets of several splits as one, row after row; without labels, which differ in kind."""
+    targets = [split.targets for split in splits if split.targets is not None]
+    return TokenizedSplit(
+        *_joined([(split.input_ids, split.offsets) for split in splits]),
+        labels=np.zeros(sum(map(len, splits)), dtype=np.int64),
+        targets=_joined(targets),
+    )
+
+
+def _joined(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    lengths = np.concatenate([np.diff(offsets) for _, offsets in rows])
+    return np.concatenate([ids for ids, _ in rows]), np.cumsum([0, *lengths])
+
+
 Key = tuple[str, str, int, bool]
 _cache: OrderedDict[Key, dict[str, TokenizedSplit]] = OrderedDict()
 _hashes: WeakKeyDictionary[PreTrainedTokenizerBase, str] = WeakKeyDictionary()

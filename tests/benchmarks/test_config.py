@@ -67,6 +67,7 @@ PROMPTS = {
     "prompt_tuning/table3": 8 * 5,
     "prompt_tuning/size": 8 * 5 * 3,
     "prompt_tuning/model_tuning": 8 * 5 * 3,
+    "prompt_tuning/multitask_model_tuning": 8 * 5 * 3,
     "prompt_tuning/length": 8 * 6 * 5 * 3,
     "prompt_tuning/init": 8 * 3 * 5 * 3,
     "prompt_tuning/pretraining": 8 * 10 * 3,
@@ -157,7 +158,8 @@ def test_published_settings_of_prompt_tuning(experiment: str):
     tuned = experiment.endswith("model_tuning")
     trainer = cfg.trainer
     assert (trainer.optimizer, trainer.schedule, trainer.warmup_ratio) == ("adafactor", "constant", 0)
-    assert (trainer.learning_rate, trainer.batch_size) == ((0.001, 128) if tuned else (0.3, 32))
+    batch = 2048 if "multitask" in experiment else 128
+    assert (trainer.learning_rate, trainer.batch_size) == ((0.001, batch) if tuned else (0.3, 32))
     assert (trainer.parameter_scaling, trainer.weight_decay) == ((True, 0) if tuned else (False, 1e-5))
     assert (trainer.max_steps, trainer.evaluate_every_steps, trainer.max_length) == (30_000, 1000, 512)
     assert (trainer.selection, cfg.task.selection_metric) == ("best", "mean")
@@ -171,6 +173,10 @@ def test_what_is_scored_beside_the_task_follows_from_experiment_and_scale():
     assert list(paper.transfer) == ["relation_extraction", "textbookqa", "bioasq", "race", "duorc", "drop"]
     assert (paper.task.selection_metric, paper.backbone.name) == ("squad_f1", "t5_v1_1_xxl")
     assert list(run_config("experiment=prompt_tuning/domain_shift_model").transfer) == ["squad_sea"]
+    multitask = "experiment=prompt_tuning/multitask_model_tuning"
+    tasks = ["boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc"]
+    assert list(run_config(multitask, "scale=paper").mixture) == tasks
+    assert list(run_config(multitask).mixture) == ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"]
     qqp = run_config("experiment=prompt_tuning/transfer_qqp_mrpc_prompt", "scale=paper")
     assert (qqp.task.name, list(qqp.transfer)) == ("qqp", ["mrpc"])
 

@@ -1,5 +1,6 @@
 """SuperGLUE, SQuAD and MRQA as T5 reads, writes and scores them; on files made here, and on real ones if there are."""
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -14,12 +15,14 @@ from sklearn.metrics import f1_score
 from transformers import AutoTokenizer
 
 from benchmarks.answers import names_referent, score_answers
-from benchmarks.backbone import MICRO_BACKBONES
+from benchmarks.backbone import MICRO_BACKBONES, load_backbone
 from benchmarks.checks import check_config
 from benchmarks.compose import compose_run
 from benchmarks.config import RunConfig
 from benchmarks.evaluation import scores
+from benchmarks.making import attach_pack
 from benchmarks.metrics import exact_match
+from benchmarks.prepare import prepare, recorded_score
 from benchmarks.record import read_record, record_path
 from benchmarks.run import run_pack
 from benchmarks.tasks.data import DataError, load_run_data, load_task
@@ -216,6 +219,59 @@ def test_a_run_is_scored_on_the_tasks_it_transfers_to(tmp_path: Path):
     mrpc.transfer = {"squad": squad.task}
     with pytest.raises(ValueError, match=r"transfer.squad is squad with num_labels=0, the run is trained on qqp"):
         check_config(mrpc)
+
+
+def test_a_mixture_is_trained_on_together_and_one_task_of_it_is_scored(tmp_path: Path):
+    """Each row once, its task's name in front; labels, scores and texts in one mixture."""
+    short = (
+        "scale=micro", "trainer.max_steps=2", "trainer.evaluate_every_steps=2", "trainer.max_length=64",
+        "task.test_splits=[]", "method=full", "trainer.optimizer=adafactor", "trainer.parameter_scaling=true",
+        "backbone=t5_v1_1_small",
+        f"results_dir={tmp_path}",
+    )  # fmt: skip
+    cfg = config("task=glue/sst2", *short)
+    others = {name: config(f"task={choice}").task for name, choice in (("stsb", "glue/stsb"), ("squad", "squad"))}
+    cfg.mixture = others | {"sst2": cfg.task}
+    check_config(cfg)
+    p = prepare(cfg, recorded_score)
+    backbone = load_backbone(cfg.backbone, cfg.scale, None, torch.device("cpu"), 0)
+    attached, (job,) = attach_pack([p], backbone, None)
+    attached.detach()
+    rows = [
+        len(load_task(task, cfg.scale, None).texts["train"]) for task in (cfg.task, others["squad"], others["stsb"])
+    ]
+    assert len(job.train_split) == sum(rows)
+
+    def shown(row: int) -> tuple[str, str]:
+        ids = (job.train_split.rows(np.array([row]))[0], job.train_split.target_rows(np.array([row]))[0])
+        source, target = (backbone.tokenizer.decode(each, skip_special_tokens=True) for each in ids)
+        return source, target
+
+    first = np.cumsum([0, *rows[:-1]])
+    for row, name in zip(first, ("sst2", "squad", "stsb"), strict=True):
+        source, target = shown(int(row))
+        assert source.startswith(f"{name} ")
+        assert target
+    assert shown(int(first[2]))[1].replace(".", "").isdigit()
+    assert backbone.tokenizer.decode(job.data["validation"].rows(np.array([0]))[0]).startswith("sst2 ")
+    assert {name.partition("/")[0] for name in job.data} == {"train", "validation"}
+    (outcome,) = run_pack([cfg])
+    record = read_record(record_path(tmp_path, "custom", outcome.run_id))
+    assert record["data"]["rows"] == {"train": 2400, "validation": 500} | {
+        f"{name}/train": n for name, n in zip(("squad", "stsb"), rows[1:], strict=True)
+    }
+    assert {score["split"] for score in record["scores"]} == {"validation"}
+    assert run_config(record["config"]).mixture == cfg.mixture
+    alone = config("task=glue/sst2", *short)
+    assert prepare(alone, recorded_score).run_id != outcome.run_id
+    boolq = config("task=super_glue/boolq").task
+    for change, message in (
+        ({"transfer": {"cola": config("task=glue/cola").task}}, "no task to transfer to"),
+        ({"mixture": {"a/b": others["stsb"]}}, "no slash in the name"),
+        ({"mixture": {"boolq": boolq}}, "has no text form at scale=micro"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_config(dataclasses.replace(cfg, **change))
 
 
 @real
