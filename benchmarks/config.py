@@ -121,7 +121,9 @@ class TaskConfig:
     metrics: names in metrics.py, and `mean` of the others; selection_metric: one of them. group_columns: columns, or
     fields of one (idx.question), that tell which rows exact_match takes together (MultiRC: the answers to a question).
     target_prefix: a text before everything that a backbone writes, taken off its answers (a sentinel). prompt_words:
-    what a prompt starts from in place of class labels, where answers are free.
+    what a prompt starts from in place of class labels, where answers are free. cut_from: a split that has all rows
+    (empty: each is there by itself); training, validation and test take 70, 15 and 15 percent of the values of the
+    column cut_by, with all rows of each (SQuAD's articles).
     """
 
     name: str = MISSING
@@ -142,6 +144,8 @@ class TaskConfig:
     group_columns: list[str] = field(default_factory=list)
     target_prefix: str = ""
     prompt_words: list[str] = field(default_factory=list)
+    cut_from: str = ""
+    cut_by: str = ""
     text: TextConfig | None = None
     micro_text: TextConfig | None = None
     generation: GenerationConfig | None = None

@@ -21,7 +21,14 @@ _NOT_SCIENTIFIC = {
 }
 # Fields younger than the first records: left out at the value those runs had, so that their identities stand.
 _ADDED_LATER: dict[str, dict[str, Any]] = {
-    "task": {"public_test": False, "group_columns": [], "target_prefix": "", "prompt_words": []},
+    "task": {
+        "public_test": False,
+        "group_columns": [],
+        "target_prefix": "",
+        "prompt_words": [],
+        "cut_from": "",
+        "cut_by": "",
+    },
     "trainer": {
         "regression_bias": "zero",
         "loss_reduction": "token_mean",

@@ -90,6 +90,27 @@ CURVES = [
         logarithmic=False,
         shared=("prompt_tuning/size", "prompt_tuning/pretraining"),
     ),
+    _of_prompts(
+        "in_context",
+        "Prompts in words and a trained prompt",
+        "Lester et al. 2021, figure 1 and section 3.3: a frozen backbone with examples, or the beginning of an answer "
+        "(conf/in_context/; the most probable label counts), and a trained prompt on the same T5.",
+        "design",
+        ("prompt_tuning/in_context", "prompt_tuning/in_context_gpt2", "prompt_tuning/size"),
+    ),
+    Curve(
+        "task_prompt",
+        "The right and the wrong task's prompt",
+        "Claim P02: a frozen T5 asked one task with examples of it, and with those of another; nothing is trained.",
+        ("prompt_tuning/task_prompt",),
+        None,
+        "",
+        "asked",
+        "accuracy",
+        ("accuracy", "illegal"),
+        "nothing was trained or chosen",
+        "Accuracy in points. Seeds draw other examples.",
+    ),
     Curve(
         "xsum_length",
         "Prefix length in summarisation",
@@ -151,6 +172,9 @@ def curve_points(frame: pd.DataFrame, curve: Curve, scale: str) -> pd.DataFrame:
         start=words.where(words != "", methods),
         objective="span corruption" + sentinel.map({True: " + sentinel", False: ""}),
         lm_steps=own["stands_for"].map(LM_STEPS).where(~sentinel),
+        design=own["in_context"].fillna("trained prompt")
+        + own["experiment"].map(lambda name: " (GPT-2)" if name.endswith("_gpt2") else ""),
+        asked=own["task"] + ", prompt " + own["in_context"].fillna("none"),
     )
     own["objective"] = own["objective"].where(~adapted, "LM adaptation")
     own["x"] = own[curve.x] if curve.x else 0.0

@@ -29,6 +29,11 @@ class Column:
     task: str
     metric: str
     suffix: str = ""  # "_matched" or "_mismatched" for the two halves of MNLI
+    split: str = ""  # instead of the table's, e.g. that of another task that the run is scored on
+
+    def on(self, split: str) -> str:
+        """The split of its scores in a table that shows this one."""
+        return self.split or split + self.suffix
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ def grid(
         of_row = []
         for column in columns:
             key = (row.experiment, column.task)
-            cell = cells.get((*key, split + column.suffix, column.metric))
+            cell = cells.get((*key, column.on(split), column.metric))
             of_row.append(
                 _line(row, column, settings, split)
                 | _content(cell, failed.get(key, []), refused.get(key), most_searched.get(row.experiment, 0))
@@ -103,7 +108,7 @@ def _line(row: GridRow, column: Column, settings: str, split: str) -> dict[str, 
         "settings": settings,
         "column": column.label,
         "task": column.task,
-        "split": split + column.suffix,
+        "split": column.on(split),
         "metric": column.metric,
     }
 

@@ -7,6 +7,7 @@ import pandas as pd
 from benchmarks.report.grid import AVERAGE, Column, GridRow, glue_columns, grid
 from benchmarks.report.grid_page import grid_markdown
 from benchmarks.report.render import page
+from benchmarks.report.texts import TABLES
 
 SCALE = "small"
 NAME = "small"
@@ -29,8 +30,9 @@ def small_table(frame: pd.DataFrame, settings: str = "paper") -> pd.DataFrame:
     """The cells of all experiments and tasks there are at this scale (see `grid.grid`); empty if there is none."""
     there = frame[(frame["scale"] == SCALE) & (frame["settings"] == settings)]
     tasks = set(there["task"])
+    elsewhere = {row.experiment for table in TABLES if table.scale == SCALE for row in table.rows}
     rows = []
-    for experiment, of_experiment in there[there["task"] != "e2e"].groupby("experiment"):
+    for experiment, of_experiment in there[~there["experiment"].isin(elsewhere)].groupby("experiment"):
         backbones = " + ".join(sorted(of_experiment["backbone"].dropna().astype(str).unique()))
         rows.append(GridRow(f"{experiment} ({backbones})" if backbones else str(experiment), str(experiment)))
     columns = [column for column in _columns() if column.task in tasks]

@@ -74,6 +74,18 @@ class Wanted(NamedTuple):
     splits: tuple[tuple[str, str], ...]
     source: str  # micro or published
     data_dir: str | None
+    cut: "Cut | None" = None
+
+
+class Cut(NamedTuple):
+    """A split `of` which training, validation and test (roles) are made, by the values of the column `by`."""
+
+    of: str
+    by: str
+    roles: tuple[str, str, str]
+
+
+_SHARES = (0.7, 0.15, 0.15)  # of the values, for training, validation and test
 
 
 class _Labels(NamedTuple):
@@ -120,6 +132,19 @@ def splits_of(task: TaskConfig, scale: ScaleConfig, trains: bool = True) -> tupl
     return tuple(splits)
 
 
+def cut_of(task: TaskConfig) -> Cut | None:
+    """How the splits of a task are made of one; None where each is there by itself. Raises DataError."""
+    if not task.cut_from and not task.cut_by:
+        return None
+    roles = (task.train_split, task.validation_splits[0], (task.test_splits or ["test"])[0])
+    if not (task.cut_from and task.cut_by) or len({*roles}) < 3 or len(task.validation_splits) > 1:
+        raise DataError(
+            f"{task.name}: task.cut_from={task.cut_from!r}, task.cut_by={task.cut_by!r}, splits {', '.join(roles)}; "
+            "expected a split and a column, and one split each, of three names, for training, validation and test"
+        )
+    return Cut(task.cut_from, task.cut_by, roles)
+
+
 def load_task(task: TaskConfig, scale: ScaleConfig, data_dir: str | None, trains: bool = True) -> TaskData:
     """The training (`trains`), validation and (where the scale has labels for them) test splits of a task.
 
@@ -142,6 +167,7 @@ def load_task(task: TaskConfig, scale: ScaleConfig, data_dir: str | None, trains
         splits_of(task, scale, trains),
         scale.data,
         data_dir,
+        cut_of(task),
     )
     described = _Labels(
         tuple(task.text_columns),
@@ -169,6 +195,15 @@ def _load(wanted: Wanted, described: _Labels) -> TaskData:
 
 def read_tables(wanted: Wanted) -> tuple[dict[str, Columns], str]:
     """Every wanted split with the wanted columns, at least one row each, and where they are from. Raises DataError."""
+    if wanted.cut is not None:
+        whole = wanted._replace(
+            splits=((wanted.cut.of, "task.cut_from"),),
+            columns=(*wanted.columns, (wanted.cut.by, "task.cut_by")),
+            cut=None,
+        )
+        rows, source = read_tables(whole)
+        parts = _cut(rows[wanted.cut.of], wanted.cut, f"split {wanted.cut.of!r} of {wanted.name}")
+        return {split: parts[split] for split, _ in wanted.splits}, source
     if wanted.source == "micro":
         from benchmarks.micro.load import load_tables
 
@@ -183,6 +218,28 @@ def read_tables(wanted: Wanted) -> tuple[dict[str, Columns], str]:
     for split, _ in wanted.splits:
         _check_columns(wanted, tables[split], f"split {split!r} of {wanted.name}")
     return {split: tables[split] for split, _ in wanted.splits}, source
+
+
+def _cut(columns: Columns, cut: Cut, where: str) -> dict[str, Columns]:
+    """The rows of each role: those of a random choice of the values, the same every time."""
+    values = sorted({str(value) for value in columns[cut.by]})
+    ends = np.rint(np.cumsum(_SHARES) * len(values)).astype(int)
+    if min(np.diff([0, *ends])) < 1:
+        raise DataError(
+            f"{where} has {len(values)} different values of {cut.by!r}, expected enough for three splits; change "
+            "task.cut_by"
+        )
+    order = np.random.Generator(np.random.PCG64(20160616)).permutation(len(values))
+    role_of = {values[i]: int(np.searchsorted(ends, place, side="right")) for place, i in enumerate(order)}
+    roles = [role_of[str(value)] for value in columns[cut.by]]
+    return {
+        name: {
+            column: [value for value, role in zip(rows, roles, strict=True) if role == number]
+            for column, rows in columns.items()
+            if len(rows) == len(roles)
+        }
+        for number, name in enumerate(cut.roles)
+    }
 
 
 def _check_description(name: str, described: _Labels) -> None:
@@ -202,7 +259,7 @@ def _require_splits(wanted: Wanted, present: Mapping[str, Any], place: str) -> N
 
 
 def _rename(key: str) -> str:
-    return f"name another split with {key}=" + ("<split>" if key == "task.train_split" else "[<split>,...]")
+    return f"name another split with {key}=" + ("[<split>,...]" if key.endswith("_splits") else "<split>")
 
 
 def _from_folder(wanted: Wanted, data_dir: str) -> dict[str, Columns]:

@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.config import GenerationConfig, ScaleConfig, TaskConfig, generation_of
-from benchmarks.tasks.data import DataError, TaskData, Wanted, content_hash, read_tables, splits_of
+from benchmarks.tasks.data import DataError, TaskData, Wanted, content_hash, cut_of, read_tables, splits_of
 from benchmarks.tasks.linearizing import LINES, OF_COLUMNS, tokenized
 from benchmarks.tasks.sequences import Sequences, flat
 from benchmarks.tasks.tokenizing import TokenizedSplit, tokenize_texts
@@ -44,6 +44,7 @@ def load_generation(task: TaskConfig, scale: ScaleConfig, data_dir: str | None, 
         splits_of(task, scale, trains),
         scale.data,
         data_dir,
+        cut_of(task),
     )
     return _load(wanted, _How(*(getattr(generation, name) for name in _How._fields)))
 

@@ -81,6 +81,7 @@ CONTEXTS = {
     "prompt_tuning/task_prompt": 2 * 2 * 3,
 }
 LOW_DATA = {row for row in E2E if "low_data" in row}
+SMALL_PROMPTS = {"small/t5_prompt", "small/t5_model"}
 SMALL_E2E = {f"small/e2e_{n}" for n in ("full", "lora", "houlsby", "prefix")} | {
     f"small/e2e_{kind}_{n}" for kind in ("emb", "infix") for n in (1, 10, 20)
 }
@@ -105,6 +106,7 @@ RUNS = {  # in the sweep of each experiment file: tasks x grid x seeds
     "prefix_tuning/low_data_full": 3 * 5 * 2,
     "prefix_tuning/low_data_words": 8 * 3 * 5 * 2,
     **dict.fromkeys(SMALL_E2E, 1),
+    **dict.fromkeys(SMALL_PROMPTS, 6),
     **PROMPTS,
     **dict.fromkeys(SHIFTS, 3),
     **CONTEXTS,
@@ -148,6 +150,7 @@ def test_every_printed_row_has_an_experiment_file():
         | {f"small/minilm_{name}" for name in ("lora", "full", "head_only")}
         | {*E2E, *XSUM, *PROMPTS, *SHIFTS, *CONTEXTS, "controls/gpt2_scratch"}
         | SMALL_E2E
+        | SMALL_PROMPTS
     )
 
 
@@ -265,7 +268,7 @@ def test_experiment_composes_at_every_scale(experiment: str):
     # Tasks differ by recipe only, which the test above covers: a task per experiment, another one each time.
     index = EXPERIMENTS.index(experiment)
     # the generated language has no SuperGLUE
-    micro = "glue/rte" if experiment in PROMPTS | CONTEXTS else tasks[index % len(tasks)]
+    micro = "glue/rte" if experiment in {*PROMPTS, *CONTEXTS, *SMALL_PROMPTS} else tasks[index % len(tasks)]
     for scale, task in (("micro", micro), ("paper", tasks[(index + 3) % len(tasks)])):
         cfg = run_config(f"experiment={experiment}", f"task={task}", f"scale={scale}")
         assert (cfg.experiment, cfg.scale.name) == (experiment, scale)
@@ -288,7 +291,7 @@ def test_sweep_expands_to_the_published_number_of_runs(experiment: str):
     prompts = PROMPTS | CONTEXTS
     three = RUNS.get(experiment) in (3, 15, 24) or (experiment in prompts and not experiment.endswith("table3"))
     seeds = 3 if three else 2 if experiment in LOW_DATA else 5
-    assert sweep["seed"] == (["0"] if RUNS.get(experiment) in (1, 2, 5, 8) else [str(n) for n in range(seeds)])
+    assert sweep["seed"] == (["0"] if RUNS.get(experiment) in (1, 2, 5, 6, 8) else [str(n) for n in range(seeds)])
 
 
 def test_swept_grid_reaches_the_run():

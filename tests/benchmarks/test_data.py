@@ -10,6 +10,7 @@ import yaml
 from datasets import Dataset
 from transformers import AutoTokenizer
 
+from benchmarks.compose import compose_run
 from benchmarks.config import CONF_DIR, BackboneConfig, ScaleConfig, TaskConfig
 from benchmarks.standins import make_backbone
 from benchmarks.tasks.data import DataError, load_task
@@ -286,3 +287,47 @@ def test_tokenizer_hash_does_not_depend_on_use(tokenizers, tmp_path):
 def test_impossible_length(write, tmp_path, tokenizers, length):
     with pytest.raises(DataError, match=rf"trainer.max_length={length}, expected 4 to 512 tokens"):
         tokenize(load_task(RTE, PUBLISHED, str(tmp_path)), tokenizers["bert"], length, True)
+
+
+SQUAD = compose_run(["task=squad_by_title"]).task
+ARTICLES = {
+    "title": [f"article {i % 10}" for i in range(40)],
+    "question": [f"who was number {i}?" for i in range(40)],
+    "context": ["Ada."] * 40,
+    "answers": [{"text": ["Ada"], "answer_start": [0]}] * 40,
+}
+
+
+def test_splits_that_are_cut_of_one_share_no_article_and_lose_no_row(tmp_path):
+    folder = tmp_path / "squad"
+    folder.mkdir()
+    Dataset.from_dict(ARTICLES).to_parquet(folder / "validation.parquet")
+    data = load_task(SQUAD, PUBLISHED, str(tmp_path))
+    found = {split: {source for source, _ in pairs} for split, pairs in data.texts.items()}
+    articles = {split: {int(source.split()[4]) % 10 for source in sources} for split, sources in found.items()}
+    assert {split: len(numbers) for split, numbers in articles.items()} == {"train": 7, "validation": 1, "test": 2}
+    assert sum(map(len, found.values())) == 40
+    assert len(set.union(*articles.values())) == 10
+    assert load_task(dataclasses.replace(SQUAD, name="again"), PUBLISHED, str(tmp_path)).texts == data.texts
+    assert load_task(SQUAD, PUBLISHED, str(tmp_path), trains=False).texts.keys() == {"validation", "test"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cut_by": "nope"}, "no column 'nope' .*: change task.cut_by"),
+        ({"cut_by": "context"}, "has 1 different values of 'context', expected enough for three splits"),
+        (
+            {"cut_by": ""},
+            "task.cut_from='validation', task.cut_by='', splits train, validation, test; expected a split",
+        ),
+        ({"cut_from": "dev"}, "no split 'dev'"),
+        ({"validation_splits": ["train"]}, "expected a split and a column, and one split each, of three names"),
+    ],
+)
+def test_splits_that_cannot_be_cut_are_refused(tmp_path, change, message):
+    folder = tmp_path / "squad"
+    folder.mkdir()
+    Dataset.from_dict(ARTICLES).to_parquet(folder / "validation.parquet")
+    with pytest.raises(DataError, match=message):
+        load_task(dataclasses.replace(SQUAD, **change), PUBLISHED, str(tmp_path))

@@ -265,11 +265,12 @@ def test_a_mixture_is_trained_on_together_and_one_task_of_it_is_scored(tmp_path:
     alone = config("task=glue/sst2", *short)
     assert prepare(alone, recorded_score).run_id != outcome.run_id
     boolq = config("task=super_glue/boolq").task
-    for change, message in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"transfer": {"cola": config("task=glue/cola").task}}, "no task to transfer to"),
         ({"mixture": {"a/b": others["stsb"]}}, "no slash in the name"),
         ({"mixture": {"boolq": boolq}}, "has no text form at scale=micro"),
-    ):
+    ]
+    for change, message in refused:
         with pytest.raises(ValueError, match=message):
             check_config(dataclasses.replace(cfg, **change))
 
