@@ -32,6 +32,8 @@ _ABOUT = {
     "prompt_tuning_table3": "T5 XXL after LM adaptation on the SuperGLUE dev sets: five prompts a task, their average, "
     "the best of them (of each metric its own; the paper does not say) and their vote (`peft-bench ensemble`). "
     "Avg: mean over the eight tasks, of two metrics their mean first.",
+    "prompt_design": "All that the paper prints of prompts in words; prompts of our own on LM-adapted T5 and GPT-2 are "
+    "`prompt_tuning/in_context*`, whose table is that of their scale.",
     "prefix_xsum": "BART-large on the XSUM test set, ROUGE F of stemmed words. The number of seeds is not stated; the "
     "released code takes the checkpoint that is best by validation ROUGE-2, the suite the one of the lowest validation "
     "loss. The fine-tuning row is quoted from Lewis et al. 2020.",
