@@ -52,7 +52,7 @@ PAPERS = (
         "Lester et al. 2021",
         (
             "T23 and T26: exact match of the questions, about the other domain and about that of training; T28 and "
-            "T29: paraphrases; else the mean of SST-2 and MNLI.",
+            "T29: paraphrases; P02: as it says; else SST-2.",
             "About the stand-in T5s of three sizes and the generated tasks, not about the paper's models.",
         ),
     ),

@@ -45,7 +45,7 @@ def _of_prompts(name: str, title: str, about: str, series: str, experiments: tup
     return Curve(
         f"prompt_{name}",
         title,
-        f"{about} Mean over the tasks that a seed was trained on (micro: SST-2 and MNLI).",
+        f"{about} Mean over the tasks that a seed was trained on (micro: SST-2).",
         experiments or (f"prompt_tuning/{name}",),
         "backbone_params",
         "parameters of the backbone",

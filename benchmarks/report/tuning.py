@@ -27,11 +27,17 @@ def chosen_rates(frame: pd.DataFrame) -> pd.DataFrame:
         & (frame["checkpoint"] == frame["selection_checkpoint"])
     ]
     selected = selected.assign(experiment=_settings(selected))
-    scores = selected.pivot_table("score", ["experiment", "learning_rate"], "task", aggfunc="mean", dropna=False)
-    means = scores.mean(axis="columns", skipna=False).unstack("learning_rate")
+    means = pd.DataFrame({name: _means(of_setting) for name, of_setting in selected.groupby("experiment")}).T
+    means = means.rename_axis("experiment").rename_axis("learning_rate", axis="columns").sort_index(axis="columns")
     lowest = set(selected.loc[selected["metric"] == LOSS, "experiment"])
-    best = [row.idxmin() if experiment in lowest else row.idxmax() for experiment, row in means.iterrows()]
-    return means.assign(best=pd.Series(best, index=means.index))
+    whole = means[means.notna().any(axis="columns")]  # where a sweep was cut off, a setting may have no rate yet
+    best = [row.idxmin() if experiment in lowest else row.idxmax() for experiment, row in whole.iterrows()]
+    return means.assign(best=pd.Series(best, index=whole.index, dtype="float64"))
+
+
+def _means(of_setting: pd.DataFrame) -> "pd.Series[float]":
+    """By learning rate, the mean over all tasks that the setting has runs of."""
+    return of_setting.pivot_table("score", "learning_rate", "task", dropna=False).mean(axis="columns", skipna=False)
 
 
 def _settings(frame: pd.DataFrame) -> "pd.Series[str]":

@@ -33,6 +33,14 @@ def test_a_rate_with_a_hole_cannot_win(hole: list[Record]):
     assert chosen_rates(frame_of(records)).loc[LORA, "best"] == 1e-3
 
 
+def test_a_setting_with_other_tasks_does_not_count_against_another():
+    """And one that a cut-off sweep has no whole rate of has no best one."""
+    other = made_record("lora/table2_roberta_base_full", "rte", 1000, 0.8, trainer={"learning_rate": 1e-4})
+    failed = made_record("controls/roberta_scratch", "rte", 1000, None, trainer={"learning_rate": 1e-4}, failed="bug")
+    chosen = chosen_rates(frame_of([run("sst2", 1e-3, 0.6), other, failed]))
+    assert chosen["best"].dropna().to_dict() == {LORA: 1e-3, "lora/table2_roberta_base_full": 1e-4}
+
+
 def test_an_empty_folder_is_named():
     with pytest.raises(ValueError, match="no records: expected those of `peft-bench sweep micro_tuning"):
         chosen_rates(frame_of([]))
