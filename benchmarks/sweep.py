@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -68,11 +69,16 @@ _PLACES = ("results_dir=", "data_dir=", "backbone_dir=", "tracking")
 
 
 def own_sweep(words: Sequence[str]) -> list[str]:
-    """What the experiment file itself sweeps (tasks, grid, seeds), where the words name one experiment."""
-    (*_, experiment) = ["", *(word.partition("=")[2] for word in words if word.startswith("experiment="))]
+    """What the experiment file itself sweeps (tasks, grid, seeds), where the words name one experiment; some of it
+    otherwise where its tuned file says so, since a scale may have other tasks and sizes."""
+    named = dict(word.split("=", 1) for word in words if word.startswith(("experiment=", "scale=")))
+    experiment, scale = named.get("experiment", ""), named.get("scale", "micro")
     if not (path := CONF_DIR / "experiment" / f"{experiment}.yaml").is_file():
         return []
-    params = OmegaConf.select(OmegaConf.load(path), "hydra.sweeper.params") or {}
+    params: dict[str, Any] = {}
+    for file in (path, CONF_DIR / "tuned" / scale / f"{experiment}.yaml"):
+        if file.is_file():
+            params |= OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or {}
     return [f"{key}={value}" for key, value in params.items()]
 
 

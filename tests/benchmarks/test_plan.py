@@ -19,7 +19,7 @@ from benchmarks.plan_report import check_budget, costs_text, plan_text, write_pl
 from benchmarks.record import list_states, read_record, record_path
 from benchmarks.run import run, run_pack
 from benchmarks.status import states_by_experiment
-from benchmarks.sweep import expand, main, plan_main
+from benchmarks.sweep import expand, main, own_sweep, plan_main
 from benchmarks.workers import Line, make_lines, run_all
 
 LORA = "experiment=lora/table2_roberta_base_lora"
@@ -388,7 +388,18 @@ class TestCommands:
         assert (
             plan_main(["experiment=houlsby2019/table1_adapters_64", "task=glue/sst2", f"results_dir={tmp_path}"]) == 0
         )
-        assert "30 runs: 30 missing" in capsys.readouterr().out  # 3 rates x 2 epoch counts x 5 seeds
+        assert "5 runs: 5 missing" in capsys.readouterr().out  # its grid is not searched again at micro scale
+
+    @pytest.mark.parametrize(
+        ("scale", "first", "backbones"),
+        [([], "task=glue/sst2", 3), (["scale=paper"], "task=super_glue/boolq,super_glue/cb,", 5)],
+    )
+    def test_a_scale_may_have_other_tasks_and_sizes(self, scale, first, backbones):
+        found = own_sweep(["experiment=prompt_tuning/length", *scale])
+        (task, sizes) = (next(w for w in found if w.startswith(key)) for key in ("task=", "backbone="))
+        assert task.startswith(first)
+        assert len(sizes.split(",")) == backbones
+        assert "method.length=1,5,20,50,100,150" in found
 
     def test_the_text_names_failures_parents_and_duplicates(self, tmp_path):
         cfgs = cells(tmp_path, LORA, "task=glue/rte", "seed=0,0", 'init_from.overrides=["trainer.max_steps=2"]')
