@@ -47,7 +47,7 @@ class Act:
 EVERY_BACKBONE = {"prompt_tuning/size", "prompt_tuning/model_tuning", "prompt_tuning/in_context_gpt2"}
 PROMPT_ABLATIONS = EVERY_BACKBONE | {
     f"prompt_tuning/{name}"
-    for name in ("multitask_model_tuning", "length", "init", "pretraining", "lm_steps", "in_context")
+    for name in ("multitask_model_tuning", "length", "init", "pretraining", "lm_steps", "optimizer", "in_context")
 }
 
 
@@ -72,7 +72,7 @@ def plan(patterns: Sequence[str] = ("*",), task: str = "*") -> list[Act]:
             values["task"] = values["task"][:1]  # at micro scale, where every task is seen elsewhere
         if experiment in PROMPT_ABLATIONS:
             values["task"] = ["task=super_glue/cb"]  # the quickest
-            if experiment not in EVERY_BACKBONE:
+            if experiment not in EVERY_BACKBONE and "backbone" in values:
                 values["backbone"] = values["backbone"][:1]
         values["task"] = [t for t in values["task"] if fnmatch.fnmatch(t.rpartition("/")[2], task)]
         scripts = CONF_DIR / "recipe" / "script" / experiment

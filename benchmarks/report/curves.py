@@ -98,6 +98,17 @@ CURVES = [
         "design",
         ("prompt_tuning/in_context", "prompt_tuning/in_context_gpt2", "prompt_tuning/size"),
     ),
+    replace(
+        _of_prompts(
+            "optimizer",
+            "Optimizer and learning rate of a prompt",
+            "Not in the paper, which trains all prompts by Adafactor at 0.3: what another optimizer or rate is worth.",
+            "optimizer",
+        ),
+        x="learning_rate",
+        x_label="learning rate",
+        shared=(),
+    ),
     Curve(
         "task_prompt",
         "The right and the wrong task's prompt",

@@ -47,6 +47,7 @@ class ResultRow:
     train_rows: int | None
     setting: str | None  # equal for the seeds and the sweep points of one setting: setting.digest_apart_from_search
     departures: str | None  # from the experiment's own configuration, "; " between them; "" if none, None if unknown
+    optimizer: str | None
     learning_rate: float | None
     batch_size: int | None
     epochs: float | None
@@ -87,7 +88,7 @@ _FIELDS = {  # the part of the record -> the row's field -> its key there
     "backbone": {"backbone": "name", "stands_for": "stands_for", "published": "published", "backbone_sha256": "sha256"},
     "data": {"data_source": "source", "data_sha256": "sha256"},
     "data.rows": {"train_rows": "train"},
-    "config.trainer": {name: name for name in ("learning_rate", "batch_size", "epochs")},
+    "config.trainer": {name: name for name in ("optimizer", "learning_rate", "batch_size", "epochs")},
     "config.task": {"target_prefix": "target_prefix"},
     "config.in_context": {"in_context": "name"},
     "config.method": {name: name for name in ("bottleneck_dim", "rank", "alpha", "length", "words", "init")},

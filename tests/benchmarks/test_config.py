@@ -72,6 +72,7 @@ PROMPTS = {
     "prompt_tuning/init": 8 * 3 * 5 * 3,
     "prompt_tuning/pretraining": 8 * 10 * 3,
     "prompt_tuning/lm_steps": 8 * 4 * 3,
+    "prompt_tuning/optimizer": 8 * 2 * 4 * 3,
 }
 SHIFTS = [f"prompt_tuning/{name}_{kind}" for name in ("domain_shift", "transfer_qqp_mrpc", "transfer_mrpc_qqp")
           for kind in ("prompt", "model")]  # fmt: skip
