@@ -295,3 +295,20 @@ def test_one_configuration_from_overrides(capsys: pytest.CaptureFixture[str]):
 def test_a_control_without_parameters_is_refused():
     with pytest.raises(ValueError, match="Majority has no parameters to count"):
         counts_of(["experiment=controls/majority"], 2)
+
+
+@pytest.mark.parametrize("size", ["small", "base", "large", "xl", "xxl"])
+def test_claims_of_prompt_tuning_about_counts(size: str):
+    """Lester et al. 2021, exact: T01 and T05, P rows of d; T22, fewest of all and under 0.01% above one billion; T36, a
+    hundred rows are fewer than a prefix of ten."""
+    register()
+    backbone = backbone_choice(f"t5_{size}_lm_adapt")
+
+    def trained(method: str, settings: str) -> ParameterCounts:
+        return count(backbone, method_choice(method, settings), 0)
+
+    prompts = {length: trained("prompt", f"length={length} init=uniform").method for length in (1, 5, 20, 100, 150)}
+    assert prompts == {length: length * backbone.architecture["d_model"] for length in prompts}
+    prefix = trained("prefix", "length=10 mlp_hidden=null")
+    assert prompts[100] < prefix.stored < trained("full", "").method
+    assert (prompts[100] / prefix.backbone < 1e-4) == (prefix.backbone > 1e9)
