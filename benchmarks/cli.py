@@ -24,7 +24,7 @@ usage: peft-bench VERB [arguments]      peft-bench VERB --help says more
   report    the papers' tables beside our runs, and the micro tables
   params    trainable-parameter counts beside the printed ones, from configurations alone
   latency   time of a forward pass, bytes stored and memory in training of the methods beside the backbone
-  pretrain  the micro backbones from the generated language, or a small GPT-2 from real text
+  pretrain  the micro backbones from the generated language, or a small GPT-2 or T5 from real text
   rehearse  every experiment at scale=paper for two steps, offline, on stand-ins
 
 Scales: micro (default: no network, no account, no GPU), small, paper. A record is one JSON file per run under
