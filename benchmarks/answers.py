@@ -69,4 +69,4 @@ def names_referent(output: str, referent: str) -> bool | None:
 
 
 def _words(text: str) -> list[str]:
-    return [word for word in text.strip().lower().split(" ") if word not in _DETERMINERS]
+    return [word for word in text.lower().split() if word not in _DETERMINERS]

@@ -98,7 +98,9 @@ def check_config(cfg: RunConfig) -> None:
     if generates:
         _check_generation(cfg)
     elif writes_text(cfg.backbone.model_type):
-        _check_text(cfg)
+        _check_text(cfg, "task", cfg.task)
+        for name, task in cfg.transfer.items():
+            _check_text(cfg, f"transfer.{name}", task)
     if cfg.threads is not None and cfg.threads < 1:
         raise ValueError(f"threads={cfg.threads}: expected at least 1, or null for torch's choice")
 
@@ -110,11 +112,14 @@ def _check_mixture(cfg: RunConfig) -> None:
             f"={cfg.trainer.epochs:g}: expected a backbone that writes, no task to transfer to, and training"
         )
     for name, task in cfg.mixture.items():
-        if (generation_of(task, cfg.scale) is None and text_of(task, cfg.scale) is None) or "/" in name:
+        labelled = generation_of(task, cfg.scale) is None
+        if "/" in name or (labelled and text_of(task, cfg.scale) is None):
             raise ValueError(
                 f"mixture.{name} is {task.name}, which has no text form at scale={cfg.scale.name}: expected tasks that "
                 "are written, and no slash in the name; change mixture"
             )
+        if labelled:
+            _check_text(cfg, f"mixture.{name}", task)
 
 
 def _check_metrics(task: TaskConfig, scale: ScaleConfig) -> None:
@@ -172,9 +177,9 @@ def _check_generation(cfg: RunConfig) -> None:
         )
 
 
-def _check_text(cfg: RunConfig) -> None:
-    task, text = cfg.task, text_of(cfg.task, cfg.scale)
-    key = "task.micro_text" if cfg.scale.data == "micro" else "task.text"
+def _check_text(cfg: RunConfig, where: str, task: TaskConfig) -> None:
+    text = text_of(task, cfg.scale)
+    key = f"{where}.micro_text" if cfg.scale.data == "micro" else f"{where}.text"
     if text is None:
         raise ValueError(
             f"task {task.name} has no {key}, and {cfg.backbone.name} answers in text; add it in conf/task/"
@@ -184,11 +189,15 @@ def _check_text(cfg: RunConfig) -> None:
         raise ValueError(f"{key}.labels={text.labels}: expected {expected} different words; change conf/task/")
     try:
         text.source.format(**dict.fromkeys(task.text_columns, ""))
-    except (KeyError, IndexError, ValueError) as error:
+        missing = [column for column in task.text_columns if f"{{{column}}}" not in text.source]
+        problem = f"no {{{missing[0]}}}" if missing else ""
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        problem = str(error)
+    if problem:
         raise ValueError(
-            f"{key}.source={text.source!r}: expected the columns {', '.join(task.text_columns)} in braces ({error}); "
+            f"{key}.source={text.source!r}: expected the columns {', '.join(task.text_columns)} in braces ({problem}); "
             "change conf/task/"
-        ) from error
+        )
 
 
 def check_architecture(backbone: BackboneConfig) -> None:

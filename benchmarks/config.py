@@ -54,7 +54,8 @@ class GenerationConfig:
     where it is, and scores know it (WSC). linearization: how a source becomes a line (linearizing.py): none, e2e,
     web_nlg, dart, joined, squad, record or wsc. targets: a row is trained on all its targets or the first. text_form,
     reference_form: official, or tokenized as in the papers' own files, for what is trained on and for what is scored
-    against. source, target: what the model reads and writes, with {text} and every blank; an end token follows each, a
+    against. grouped: rows with one source are one input, scored against all their targets (E2E); else each is one.
+    source, target: what the model reads and writes, with {text} and every blank; an end token follows each, a
     source only with `separator`. target_tokens: of the longest target that is trained on, special ones included (null:
     no limit); references stay whole. train_rows: of the training split (null: all), drawn by train_sample.
     validation_rows: of the validation split, for the loss during training (null: all).
@@ -65,6 +66,7 @@ class GenerationConfig:
     source_columns: list[str] = field(default_factory=list)
     truth_column: str = ""
     targets: str = "all"
+    grouped: bool = True
     linearization: str = "none"
     text_form: str = "official"
     reference_form: str = "official"

@@ -61,6 +61,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--voters", type=int, default=5, help="prompts of an ensemble, the lowest seeds (5)")
     parser.add_argument("--repeats", type=int, default=5, help="of the timed passes, whose median counts (5)")
     options = parser.parse_args(argv)
+    if options.voters < 2 or options.repeats < 1:
+        raise ValueError(
+            f"--voters {options.voters} --repeats {options.repeats}: expected at least 2 prompts, and 1 timed pass"
+        )
     made = 0
     for group in _groups(options.results, options.experiment):
         name = f"{group[0]['experiment']} {group[0]['task']} at scale {group[0]['scale']}"

@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder that holds records/ (results)")
     parser.add_argument("--backbone-dir", help="local checkpoints, as backbone_dir= of peft-bench run")
     options = parser.parse_args(argv)
+    if not options.experiment or Path(options.experiment).is_absolute():
+        raise ValueError(f"--experiment {options.experiment!r}: expected a name or pattern such as {EXPERIMENT}")
     runs, tokens = [], []
     embeddings: dict[str, Any] = {}
     for record, rows in _prompts(options.results, options.experiment):

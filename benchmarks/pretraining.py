@@ -137,7 +137,7 @@ _PLACE = Path("outputs") / "backbones"
 _SMALL_T5 = PretrainConfig(
     "t5", _PLACE / "small_t5", "span_corruption",
     Sizes(hidden_size=192, layers=3, heads=6, vocab_size=8192, positions=256),
-    steps=6_000, batch_size=16, learning_rate=2e-3, precision="bf16",
+    steps=4_000, batch_size=16, learning_rate=2e-3, precision="bf16",
 )  # fmt: skip
 OF_TEXT = {
     "small_gpt2": PretrainConfig(
@@ -146,9 +146,9 @@ OF_TEXT = {
         steps=3_500, batch_size=16, learning_rate=1e-3, precision="bf16",
     ),
     "small_t5": _SMALL_T5,
-    # A sixth of the steps before it; a tenth in Lester et al. 2021, section 3.2.
+    # A tenth of the steps before it, as in Lester et al. 2021, section 3.2.
     "small_t5_lm": replace(
-        _SMALL_T5, output=_PLACE / "small_t5_lm", objective="prefix_lm", steps=1_000, start=_PLACE / "small_t5"
+        _SMALL_T5, output=_PLACE / "small_t5_lm", objective="prefix_lm", steps=400, start=_PLACE / "small_t5"
     ),
 }  # fmt: skip
 
@@ -175,12 +175,34 @@ def pretrain(cfg: PretrainConfig) -> PretrainReport:
     if cfg.model_type not in BUILDERS:
         raise ValueError(f"unknown model_type {cfg.model_type!r}; expected one of {sorted(BUILDERS)}")
     check_objective(cfg.objective, cfg.model_type)
+    _check(cfg)
     threads = torch.get_num_threads()
     torch.set_num_threads(cfg.threads)
     try:
         return _pretrain(cfg)
     finally:
         torch.set_num_threads(threads)
+
+
+def _check(cfg: PretrainConfig) -> None:
+    """Before anything is read: numbers that make no sense, folders that are no backbones, or would be lost."""
+    if cfg.steps < 1:
+        raise ValueError(f"steps={cfg.steps}: expected at least 1; change --steps")
+    if wrong := [step for step in cfg.keep if not 0 < step < cfg.steps]:
+        raise ValueError(f"keep={wrong[0]}: expected a step from 1 to {cfg.steps - 1}, before the last; change --keep")
+    if cfg.start is not None and not (cfg.start / "config.json").is_file():
+        raise ValueError(f"start={cfg.start}: no backbone there (no config.json); change --start or make it first")
+    for target in (cfg.output, *(_kept(cfg, step) for step in cfg.keep)):
+        if target.exists() and not (target / "pretraining.json").is_file():
+            raise ValueError(
+                f"output={target} is there and is no backbone made here (no pretraining.json), and would be replaced: "
+                "change --output, or remove it"
+            )
+
+
+def _kept(cfg: PretrainConfig, step: int) -> Path:
+    """Where the model is written as it is after a step before the last."""
+    return cfg.output.with_name(f"{cfg.output.name}_{step}")
 
 
 def _pretrain(cfg: PretrainConfig) -> PretrainReport:
@@ -234,7 +256,7 @@ def _pretrain(cfg: PretrainConfig) -> PretrainReport:
         if done.step % 100 == 0:
             bar.set_postfix(loss=f"{np.mean(done.losses[-100:]):.3f}")
         if done.step in cfg.keep and done.step < cfg.steps:
-            _write(cfg, cfg.output.with_name(f"{cfg.output.name}_{done.step}"), model, tokenizer, done)
+            _write(cfg, _kept(cfg, done.step), model, tokenizer, done)
             model.train()
         if now - saved > STATE_SECONDS and done.step < cfg.steps:
             save_state(path, described, model, optimizer, done)
@@ -310,7 +332,9 @@ def _start(cfg: PretrainConfig, documents: Sequence[Sequence[str]]) -> tuple[Pre
     tokenizer, model = load_tokenizer(cfg.start), load_pretrained(cfg.start)
     found, wanted = (model.config.model_type, model.config.hidden_size), (cfg.model_type, cfg.sizes.hidden_size)
     if found != wanted:
-        raise ValueError(f"{cfg.start} holds a {found[0]} of width {found[1]}, expected {wanted[0]} of {wanted[1]}")
+        raise ValueError(
+            f"start={cfg.start} holds a {found[0]} of width {found[1]}, expected {wanted[0]} of {wanted[1]}"
+        )
     return tokenizer, model
 
 
@@ -415,7 +439,8 @@ def _of_objective(name: str, objective: str, parser: argparse.ArgumentParser) ->
 
 def _as_asked(made: PretrainConfig, args: argparse.Namespace) -> PretrainConfig:
     keep = made.keep if args.keep is None else tuple(args.keep)
-    return replace(made, steps=args.steps or made.steps, keep=keep, start=args.start or made.start)
+    steps = made.steps if args.steps is None else args.steps
+    return replace(made, steps=steps, keep=keep, start=args.start or made.start)
 
 
 def _pretrain_on_text(made: PretrainConfig, args: argparse.Namespace) -> int:

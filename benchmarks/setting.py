@@ -43,6 +43,7 @@ _ADDED_LATER: dict[str, dict[str, Any]] = {
         "source_columns": [],
         "truth_column": "",
         "targets": "all",
+        "grouped": True,
     },  # within the task
     "text": {"replace": {}},  # likewise
 }

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 
+from benchmarks.answers import ANSWER_METRICS
 from benchmarks.backbone import Backbone
 from benchmarks.config import (
     GenerationConfig,
@@ -17,10 +18,10 @@ from benchmarks.config import (
 from benchmarks.decoding import check_tokens
 from benchmarks.job import Job
 from benchmarks.prepare import Prepared
-from benchmarks.tasks.data import load_task
+from benchmarks.tasks.data import DataError, examples_of
 from benchmarks.tasks.generating import TextWriter
 from benchmarks.tasks.prompting import InContext, draw
-from benchmarks.tasks.tokenizing import TokenizedSplit, joined
+from benchmarks.tasks.tokenizing import TokenizedSplit, joined, tokenize_texts
 from benchmarks.tasks.writing import Writer
 from peft_methods.attached import Attached
 
@@ -49,6 +50,8 @@ def _own_job(p: Prepared, k: int, cfg: RunConfig, backbone: Backbone, attached: 
         trainer = p.cfg.trainer
         lengths = trainer.max_length, p.cfg.decoding.max_new_tokens, attached.positions(k), trainer.eval_max_length
         splits = texts.tokenize(p.data.of(""), *lengths)
+        if {*ANSWER_METRICS} & {*p.cfg.task.metrics}:  # longer texts have a score even where they are cut off
+            _check_room_for_answers(p, texts)
         for name, task in p.cfg.transfer.items():
             other = generation_of(task, p.cfg.scale)
             assert other is not None  # check_config
@@ -79,6 +82,21 @@ def _own_job(p: Prepared, k: int, cfg: RunConfig, backbone: Backbone, attached: 
     return job
 
 
+def _check_room_for_answers(p: Prepared, texts: TextWriter) -> None:
+    """Whether decoding.max_new_tokens has room for the answers that count. Raises DataError where it has for none."""
+    most = p.cfg.decoding.max_new_tokens - len(texts.begin) - 1  # what begins and ends an answer
+    for split, references in p.data.references.items():
+        shortest = [min(map(len, tokenize_texts(group, texts.tokenizer))) for group in references]
+        too_long = sum(length > most for length in shortest)
+        if too_long == len(shortest):
+            raise DataError(
+                f"decoding.max_new_tokens={p.cfg.decoding.max_new_tokens} has no room for any answer of {split} (the "
+                f"shortest has {min(shortest)} tokens and an end): change decoding.max_new_tokens"
+            )
+        if too_long:
+            log.warning("%s: %d of %d answers of %s have no room", p.run_id, too_long, len(shortest), split)
+
+
 def _training_rows(p: Prepared, name: str, task: TaskConfig, backbone: Backbone, decoder_only: bool) -> TokenizedSplit:
     """What a run trains on of another task of its mixture."""
     task = dataclasses.replace(task, target_prefix=p.cfg.task.target_prefix)
@@ -107,7 +125,7 @@ def _shots(cfg: RunConfig, in_context: InContextConfig, writer: Writer) -> list[
         text = text_of(in_context.of, cfg.scale)
         writer = Writer(in_context.of, text, writer.tokenizer, writer.decoder_only)
     task = writer.task
-    data = load_task(task, cfg.scale, cfg.data_dir)
+    data = examples_of(in_context, task, cfg)
     rows, labels = data.texts[task.train_split], data.labels[task.train_split]
     chosen = draw(len(rows), in_context.shots, cfg.seed)
     return [(writer.source(rows[i]), writer.target(labels[i]).strip()) for i in chosen]

@@ -103,7 +103,10 @@ class Prompt:
         vocabulary = sites.embedding_rows()
         population = min(self.population, len(vocabulary))
         if population < self.length:
-            raise ValueError(f"population={population} is smaller than length={self.length}; change method.population")
+            raise ValueError(
+                f"length={self.length} is more than the {population} entries that rows are sampled from: lower "
+                f"method.length, or raise method.population={self.population} (the vocabulary has {len(vocabulary)})"
+            )
         if vocabulary.device.type == "meta":
             return torch.empty(self.length, width)
         rows = vocabulary[torch.randperm(population, device="cpu")[: self.length].to(vocabulary.device)].float().cpu()

@@ -195,7 +195,7 @@ class Sites:
         if not ids or self._tokenizer.unk_token_id in ids:
             raise ValueError(
                 f"{text!r} is not in the vocabulary of {self.model_type}: expected words the tokenizer knows; change "
-                "method.labels or method.words"
+                "method.labels or method.words, or the task's labels and prompt_words where they come from it"
             )
         return ids
 

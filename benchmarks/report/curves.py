@@ -15,6 +15,7 @@ from benchmarks.report.render import bullets, markdown_table, metric_name, page,
 from benchmarks.report.selection import at_selected
 from benchmarks.report.statistics import summarize
 
+SCORE = "score"  # in place of a metric: the one that selects checkpoints of the task
 PAPER = "paper"  # the scale whose test labels are not published
 
 
@@ -50,10 +51,11 @@ def _of_prompts(name: str, title: str, about: str, series: str, experiments: tup
         "backbone_params",
         "parameters of the backbone",
         series,
-        "accuracy",
-        ("accuracy", "illegal"),
+        SCORE,
+        (SCORE, "illegal"),
         "at each run's best evaluation on validation",
-        "Accuracy in points; illegal: percent of answers that are no label, which count as wrong.",
+        "Score: of each task its own (SuperGLUE: accuracy or F1, of two metrics their mean), in points; illegal: "
+        "percent of answers that are no label, which count as wrong.",
         shared=() if experiments else ("prompt_tuning/size",),
     )
 
@@ -117,10 +119,10 @@ CURVES = [
         None,
         "",
         "asked",
-        "accuracy",
-        ("accuracy", "illegal"),
+        SCORE,
+        (SCORE, "illegal"),
         "nothing was trained or chosen",
-        "Accuracy in points. Seeds draw other examples.",
+        "Score: accuracy in points. Seeds draw other examples.",
     ),
     Curve(
         "xsum_length",
@@ -193,6 +195,7 @@ def curve_points(frame: pd.DataFrame, curve: Curve, scale: str) -> pd.DataFrame:
     own = own[own["borrowed"] == there]
     failed = own[own["status"] == "failed"].groupby([curve.series, "x"]).size()
     at = at_selected(own)
+    at = pd.concat([at, at[at["metric"] == at["selection_metric"]].assign(metric=SCORE)], ignore_index=True)
     at = of_split(at[at["metric"].isin(curve.metrics)], "test" if scale != PAPER else "validation")
     lines = []
     for (series, x, metric), of_point in at.groupby([curve.series, "x", "metric"], sort=True):

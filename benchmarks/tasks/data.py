@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.config import RunConfig, ScaleConfig, TaskConfig, generation_of, others_of
+from benchmarks.config import InContextConfig, RunConfig, ScaleConfig, TaskConfig, generation_of, others_of
 from benchmarks.tasks import mrqa
 
 Columns = Mapping[str, Sequence[Any]]  # column name -> values, row by row
@@ -108,8 +108,8 @@ def load_run_data(cfg: RunConfig) -> TaskData:
         return own
     parts: dict[str, Any] = {part: dict(getattr(own, part)) for part in PARTS}
     digest = hashlib.sha256(own.sha256.encode())
-    if told is not None:
-        digest.update(f"in_context\0{load_task(told, cfg.scale, cfg.data_dir).sha256}\0".encode())
+    if told is not None and cfg.in_context is not None:
+        digest.update(f"in_context\0{examples_of(cfg.in_context, told, cfg).sha256}\0".encode())
     for name, task in sorted(cfg.transfer.items()):
         other = load_task(task, cfg.scale, cfg.data_dir, trains=False)
         digest.update(f"{name}\0{other.sha256}\0".encode())
@@ -121,6 +121,14 @@ def load_run_data(cfg: RunConfig) -> TaskData:
         for part in ("texts", "labels"):
             parts[part][f"{name}/{task.train_split}"] = getattr(other, part)[task.train_split]
     return dataclasses.replace(own, **parts, sha256=digest.hexdigest())
+
+
+def examples_of(in_context: InContextConfig, task: TaskConfig, cfg: RunConfig) -> TaskData:
+    """The task whose examples stand in a prompt in words. Raises DataError that names the prompt."""
+    try:
+        return load_task(task, cfg.scale, cfg.data_dir)
+    except DataError as error:
+        raise DataError(f"in_context={in_context.name}, examples of {task.name}: {error}") from error
 
 
 def splits_of(task: TaskConfig, scale: ScaleConfig, trains: bool = True) -> tuple[tuple[str, str], ...]:

@@ -60,6 +60,7 @@ class _How(NamedTuple):
     validation_rows: int | None
     truth_column: str
     targets: str
+    grouped: bool
 
 
 def _check(generation: GenerationConfig, key: str) -> None:
@@ -86,7 +87,7 @@ def _check(generation: GenerationConfig, key: str) -> None:
         try:
             if template.format(text="x").count("x") <= template.replace("{text}", "").count("x"):
                 raise ValueError("no {text}")
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
             raise DataError(f"{key}.{name}={template!r}: expected {{text}} in it and no other braces") from error
 
 
@@ -113,12 +114,11 @@ def _load(wanted: Wanted, how: _How) -> TaskData:
             texts[split] = [(lines[i], target) for i in rows for target in targets[i]]
             labels[split] = np.zeros(len(texts[split]), dtype=np.int64)
             continue
-        # A line with another truth is another input (WSC asks the same of several referents).
         number: dict[Any, int] = {}
-        of_row = [
-            number.setdefault(line if right is None else (line, found[i][0], right[i]), len(number))
-            for i, line in enumerate(lines)
-        ]
+        of_row = [number.setdefault(line if how.grouped else i, len(number)) for i, line in enumerate(lines)]
+        first: dict[int, int] = {}
+        for i, each in enumerate(of_row):
+            first.setdefault(each, i)
         gold: list[list[str]] = [[] for _ in number]
         for i, group in zip(of_row, found, strict=True):
             gold[i] += [form(text, wanted=how.reference_form) for text in group]
@@ -127,10 +127,10 @@ def _load(wanted: Wanted, how: _How) -> TaskData:
             pairs = [pairs[i] for i in _sample(len(pairs), how.validation_rows, 0, where)]
         texts[split] = [(line, target) for line, target, _ in pairs]
         labels[split] = np.array([i for _, _, i in pairs], dtype=np.int64)
-        inputs[split] = list(number) if right is None else [line for line, _, _ in number]
+        inputs[split] = [lines[i] for i in first.values()]
         references[split] = gold
         if right is not None:
-            truth[split] = np.array([value for _, _, value in number], dtype=np.int64)
+            truth[split] = np.array([right[i] for i in first.values()], dtype=np.int64)
     for column in labels.values():
         column.setflags(write=False)
     return TaskData(texts, labels, source, content_hash(texts, labels, references, truth), inputs, references, truth)

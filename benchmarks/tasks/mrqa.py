@@ -9,6 +9,7 @@ Every question becomes a row. (The released prompt-tuning code keeps the first q
 
 import gzip
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,19 @@ def read_mrqa(path: Path) -> dict[str, list[Any]]:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 found = json.loads(line)
-                if number == 1 and "header" in found:
+                if number == 1:
+                    if "dataset" not in found["header"]:
+                        raise ValueError(f"a header without its dataset: {found['header']!r}")
                     continue
                 for asked in found["qas"]:
                     columns["context"].append(found["context"])
                     columns["question"].append(asked["question"])
-                    columns["answers"].append(list(asked["answers"]))
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+                    if not isinstance(asked["answers"], list):
+                        raise TypeError(f"answers {asked['answers']!r} are no list")
+                    columns["answers"].append(asked["answers"])
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}, line {number}: {type(error).__name__}: {error}; expected gzipped lines of JSON with "
-            "context and qas"
+            f"{path}, line {number}: {type(error).__name__}: {error}; expected gzipped lines of JSON, a "
+            "header with its dataset first, then context and qas"
         ) from error
     return columns

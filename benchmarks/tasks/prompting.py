@@ -23,7 +23,7 @@ def check_in_context(cfg: InContextConfig) -> None:
             text.format(**{blank[1:-1]: "" for blank in wanted})
             missing = [blank for blank in wanted if blank not in text]
             problem = f"no {missing[0]}" if missing else ""
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
             problem = f"{type(error).__name__}: {error}"
         if problem:
             raise ValueError(

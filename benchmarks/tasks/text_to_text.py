@@ -5,7 +5,8 @@ et al. 2021:
     record   query: @placeholder came.  entities: Ada, Bob  passage: Ada came.      ->  Ada
     wsc      Ada told Bob that *she* came.                                          ->  Ada
 
-MRQA's files have the form of SQuAD.
+MRQA's files have the form of SQuAD. Versions of t5 differ in what a punctuation mark is; here it is ASCII's 32, as
+[[:punct:]] there.
 """
 
 import re
@@ -36,6 +37,8 @@ def record_line(row: Sequence[Any]) -> str:
     """query, entities, passage -> the source line; the passage's highlights become sentences of it."""
     query, entities, passage = row
     query, passage = _texts((query, passage), "a query and a passage")
+    if isinstance(entities, str):
+        raise TypeError(f"entities {entities!r}: expected a list of texts")
     passage = re.sub(r"(\.|\?|!|\"|')\n@highlight\n", r"\1 ", passage)
     passage = passage.replace("\n@highlight\n", ". ")
     return f"query: {query} entities: {', '.join(entities)} passage: {passage}"

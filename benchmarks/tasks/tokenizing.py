@@ -113,7 +113,9 @@ def tokenize_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> 
         chunk = list(texts[start : start + CHUNK])
         each += tokenizer(chunk, add_special_tokens=False, padding=False, truncation=False)["input_ids"]
     if empty := [text for text, ids in zip(texts, each, strict=True) if not ids]:
-        raise DataError(f"{tokenizer.name_or_path} makes no token of {empty[0]!r}; change task.text")
+        raise DataError(
+            f"{tokenizer.name_or_path} makes no token of {empty[0]!r}; change task.text (micro: task.micro_text)"
+        )
     return each
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -43,8 +44,10 @@ class Writer(Sequences):
         """Every split as ids of sources and targets. A source that is too long loses tokens at its end. read_length:
         instead of max_length for what an encoder is to answer (0: any).
 
-        Raises DataError for a label without words, and where max_length leaves no room for a source.
+        Raises DataError for a label without words or that would not be read back as itself, and where max_length
+        leaves no room for a source.
         """
+        self._check_labels()
         splits = {}
         for name, rows in data.texts.items():
             labels = data.labels[name]
@@ -60,6 +63,20 @@ class Writer(Sequences):
             longest = max(map(len, splits[name].target_rows(np.arange(len(labels)))))
             self.max_new_tokens = max(self.max_new_tokens, longest + SPARE_TOKENS)
         return splits
+
+    def _check_labels(self) -> None:
+        """Every label, written as it should be, is read as what it is."""
+        for label, word in enumerate(self.text.labels):
+            (ids,) = tokenize_texts([self.target(label)], self.tokenizer)
+            found = self.read(torch.tensor([[*self.begin, *ids, self.end]]))[0]
+            if found != label:
+                means = "no label" if found == ILLEGAL else f"label {found}"
+                raise DataError(
+                    f"{self.task.name}: {word!r} of label {label} is read back as {means} by "
+                    f"{self.tokenizer.name_or_path} (target_prefix={self.task.target_prefix!r}): expected words "
+                    "without special tokens and blanks around them, different as tokens; change the labels of "
+                    "task.text (micro: task.micro_text) or task.target_prefix"
+                )
 
     def source(self, row: Sequence[str]) -> str:
         """What the model reads."""

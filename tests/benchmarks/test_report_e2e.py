@@ -94,7 +94,7 @@ def test_a_curve_has_a_point_per_length_and_counts_failures():
 def test_a_curve_borrows_the_points_that_it_lacks_and_no_others():
     """The default length is a run of figure 1: of prompt_tuning/length only where it has runs of its own."""
     rows = [
-        dataclasses.replace(row(name, seed, "accuracy", score, length=length), backbone_params=1000)
+        row(name, seed, "accuracy", score, length=length, backbone_params=1000, selection_metric="accuracy")
         for seed in range(3)
         for name, length, score in (
             ("prompt_tuning/length", 1, 0.5),
@@ -183,15 +183,16 @@ def test_what_a_backbone_was_pretrained_to_do_is_a_line_of_its_curve():
         dataclasses.replace(
             row(curve.experiments[0], seed, metric, score + seed / 100),
             run_id=f"{name}{prefix}{seed}", stands_for=name, target_prefix=prefix, backbone_params=1000,
+            selection_metric="accuracy",
         )
         for seed in range(3)
         for name, prefix, score in (
             ("t5_v1_1_large", "", 0.5), ("t5_v1_1_large", "<extra_id_0>", 0.6), ("t5_large_lm_adapt", "", 0.7)
         )
-        for metric in curve.metrics
+        for metric in ("accuracy", "illegal")
     ]  # fmt: skip
     table = curve_points(as_frame(rows), curve, "micro")
-    means = table[table["metric"] == "accuracy"].set_index("series")["mean"].round(2).to_dict()
+    means = table[table["metric"] == "score"].set_index("series")["mean"].round(2).to_dict()
     assert means == {"LM adaptation": 0.71, "span corruption": 0.51, "span corruption + sentinel": 0.61}
     assert b"span corruption + sentinel" in draw(table, curve)
 

@@ -153,8 +153,66 @@ def test_wsc_trains_on_right_referents_and_is_scored_on_all(tmp_path: Path):
     cfg = config("task=super_glue/wsc", "task.subset=wsc", f"data_dir={tmp_path}")
     data = load_task(cfg.task, cfg.scale, cfg.data_dir)
     assert data.texts["train"] == [("Ada told Bob that *she* came.", "Ada")]
-    assert data.references["validation"] == [["Ada"], ["Bob", "Bob"]]
-    assert data.groups["validation"].tolist() == [1, 0]
+    assert data.references["validation"] == [["Ada"], ["Bob"], ["Bob"]]
+    assert data.groups["validation"].tolist() == [1, 0, 0]
+    for nothing in ("", " ", "the"):
+        assert names_referent(nothing, "Bob") is None
+    assert score_answers(["", "Bob"], [["Bob"], ["Bob"]], ["wsc_accuracy"], np.array([0, 1])) == {"wsc_accuracy": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("labels", "prefix", "message"),
+    [
+        ("[' good',good]", "", "' good' of label 0 is read back as label 1"),
+        ("['good ',bad]", "", "'good ' of label 0 is read back as no label"),
+        ("['</s>',good]", "", "'</s>' of label 0 is read back as no label"),
+        ("[bad,good]", "</s>", "'bad' of label 0 is read back as no label"),
+        ("['',good]", "", "makes no token of ''"),
+    ],
+)
+def test_labels_that_could_never_be_answered_are_refused(labels: str, prefix: str, message: str):
+    words = (f"task.micro_text.labels={labels}", f"task.target_prefix={prefix!r}", "method.init=uniform")
+    with pytest.raises(DataError, match=message):
+        run_pack([config("task=glue/sst2", "scale=micro", *words, "results_dir=/nowhere/else")])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((("transfer.qqp.micro_text.source", "{foo}"),), r"transfer.qqp.micro_text.source='\{foo\}': expected the col"),
+        ((("transfer.qqp.micro_text.labels", ["good"]),), r"transfer.qqp.micro_text.labels=\['good'\]: expected 2"),
+        ((("task.micro_text.source", "nothing"),), r"task.micro_text.source='nothing': .*\(no \{sentence1\}\)"),
+        ((("task.micro_text.source", "{sentence1.x} {sentence2}"),), "has no attribute 'x'"),
+    ],
+)
+def test_texts_of_every_task_are_checked(words: Any, message: str):
+    cfg = compose_run(["experiment=prompt_tuning/transfer_mrpc_qqp_prompt"])
+    for key, value in words:
+        part: Any = cfg
+        *path, last = key.split(".")
+        for name in path:
+            part = part[name] if isinstance(part, dict) else getattr(part, name)
+        setattr(part, last, value)
+    with pytest.raises(ValueError, match=message):
+        check_config(cfg)
+
+
+def test_decoding_without_room_for_any_answer_is_refused(tmp_path: Path):
+    words = ("task=squad", "scale=micro", "method.init=uniform", "decoding.max_new_tokens=1", "trainer.max_length=64")
+    with pytest.raises(DataError, match=r"decoding\.max_new_tokens=1 has no room for any answer of validation"):
+        run_pack([config(*words, f"results_dir={tmp_path}")])
+
+
+def test_a_question_that_comes_twice_counts_twice(tmp_path: Path):
+    answers = [{"text": [text], "answer_start": [0]} for text in ("rain", "snow")]
+    write(tmp_path / "squad", context=["It falls."] * 2, question=["What?"] * 2, answers=answers)
+    cfg = config("task=squad", f"data_dir={tmp_path}")
+    data = load_task(cfg.task, cfg.scale, cfg.data_dir)
+    assert len(data.inputs["validation"]) == 2
+    assert data.references["validation"] == [["rain"], ["snow"]]
+    assert cfg.task.generation is not None
+    cfg.task.generation.grouped = True
+    assert load_task(cfg.task, cfg.scale, cfg.data_dir).references["validation"] == [["rain", "snow"]]
 
 
 def test_squad_trains_on_the_first_answer_and_is_scored_on_all(tmp_path: Path):
