@@ -58,3 +58,6 @@ def test_the_page_says_what_a_setting_holds():
 def test_without_tensors_it_says_where_to_run(tmp_path):
     with pytest.raises(ValueError, match="they stay where the runs were made: run this there"):
         main(["--results", str(tmp_path)])
+    for pattern in ("", "/tmp"):
+        with pytest.raises(ValueError, match="expected a name or pattern such as prompt_tuning/"):
+            main(["--results", str(tmp_path), "--experiment", pattern])

@@ -150,10 +150,24 @@ def test_bad_settings_are_refused(tmp_path, capsys):
         pretrain(replace(TINY, output=tmp_path / "x", objective="electra"))
     with pytest.raises(ValueError, match="unknown model_type 'gpt5'; expected one of"):
         pretrain(replace(TINY, output=tmp_path / "x", model_type="gpt5"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    (tmp_path / "made_2").write_text("a file")
+    for change, message in (
+        ({"steps": 0}, "steps=0: expected at least 1"),
+        ({"keep": (TINY.steps,)}, f"keep={TINY.steps}: expected a step from 1 to {TINY.steps - 1}"),
+        ({"keep": (0,)}, "keep=0: expected a step"),
+        ({"start": tmp_path / "none"}, "start=.*none: no backbone there"),
+        ({"output": tmp_path / "mine"}, "output=.*mine is there and is no backbone made here .*would be replaced"),
+        ({"output": tmp_path / "made", "keep": (2,)}, "output=.*made_2 is there and is no backbone made here"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pretrain(replace(TINY, **({"output": tmp_path / "x"} | change)))
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    assert not (tmp_path / "x").exists()
     with pytest.raises(SystemExit):
         main([])
     assert "--model" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
 
 
 def test_real_text_makes_a_backbone(tmp_path):
