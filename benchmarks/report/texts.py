@@ -115,7 +115,7 @@ SMALL_PROMPTS = TextTable(
     "small",
     "Prompt tuning of a small T5 of our own on SuperGLUE and SQuAD",
     "Real text, but a T5 of 6M parameters pretrained on 29 MB of it (results/pretraining/), and 300 steps at one "
-    "setting (the prompt's rate was chosen on COPA, the model's not at all). True numbers, not comparable to the printed ones.",
+    "setting (the prompt's rate was chosen on COPA, the model's not at all). True numbers, like no printed ones.",
     "Development splits; SQuAD: 7 of the 48 articles of its validation split, of which 34 were trained on. An answer "
     "that is no label counts as wrong.",
     (
