@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import backbone
 from benchmarks.backbone import MICRO_BACKBONES, BackboneError, weights_digest, weights_of
-from benchmarks.compose import compose_run, method_choice, register
+from benchmarks.compose import compose_run, method_choice, register, task_choice
 from benchmarks.config import CONF_DIR
 from benchmarks.identity import METHOD_VERSIONS, identity, run_id
 from benchmarks.record import read_record
@@ -66,10 +66,16 @@ CHOSEN = {"prefix_tuning/low_data_words": "start_words", "prefix_tuning/hand_wri
 def test_committed_micro_runs_are_still_found(experiment):
     """What changes identities by accident would make every record stale."""
     records = map(read_record, sorted((RECORDS / experiment).glob("*.json")))
-    record = next(r for r in records if r["task"] in ("rte", "e2e", "xsum"))
-    task = "glue/rte" if record["task"] == "rte" else record["task"]
-    words = [f"experiment={experiment}", f"task={task}", f"seed={record['seed']}"]
+    prompts = experiment.startswith("prompt_tuning/")
+    record = next(r for r in records if prompts or r["task"] in ("rte", "e2e", "xsum"))
     config = record["config"]
+    task = task_choice(config["task"]["dataset"], record["task"])
+    words = [f"experiment={experiment}", f"task={task}", f"seed={record['seed']}"]
+    if prompts:  # the rates are those of conf/sweep/prompt_tuning.yaml
+        words += [f"backbone={config['backbone']['name']}", f"task.target_prefix='{config['task']['target_prefix']}'"]
+        words += [f"trainer.{name}={config['trainer'][name]}" for name in ("optimizer", "learning_rate")]
+        words += [f"method.{name}={config['method'][name]}" for name in ("length", "init") if name in config["method"]]
+        words += [f"in_context={config['in_context']['name']}"] if config["in_context"] else []
     if experiment in ("prefix_tuning/length", "prefix_tuning/xsum_length"):
         words.append(f"method.length={config['method']['length']}")
     if experiment == "houlsby2019/table1_adapters_8_256":
