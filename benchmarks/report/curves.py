@@ -255,6 +255,14 @@ def _cell(cells: dict[str, dict[Any, Any]], metric: str) -> str:
     return points(cell["mean"], metric) + (f" ±{points(spread, metric)}" if spread == spread else "")
 
 
+def _short(x: float) -> str:
+    """178496 as 178k: sizes stand close to each other."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if x >= 10 * size:
+            return f"{x / size:.0f}{letter}"
+    return f"{x:g}"
+
+
 def draw(table: pd.DataFrame, curve: Curve) -> bytes:
     """The curve of one metric as SVG, with the interval of every point."""
     import matplotlib as mpl
@@ -268,12 +276,15 @@ def draw(table: pd.DataFrame, curve: Curve) -> bytes:
         for series, of_series in of_metric.groupby("series", sort=True):
             scaled = unit(metric) * of_series[["mean", "low", "high"]]
             error = ((scaled["high"] - scaled["low"]) / 2).fillna(0.0)
-            label = None if of_metric["series"].nunique() == 1 else str(series)
+            label = None if of_metric["series"].nunique() == 1 else str(series).removeprefix("prompt_tuning/")
             axes.errorbar(of_series["x"], scaled["mean"], yerr=error, marker="o", capsize=3, label=label)
         if curve.logarithmic:
             axes.set_xscale("log")
         ticks = sorted(of_metric["x"].unique())
-        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axes.set_xticks(ticks, [_short(x) for x in ticks])
+        if unit(metric) == 100:
+            bottom, top = axes.get_ylim()
+            axes.set_ylim(max(bottom, 0), min(top, 100))  # an interval may reach beyond what a score can be
         axes.minorticks_off()
         axes.set_xlabel(curve.x_label)
         axes.set_ylabel(f"{metric_name(metric)} (test, 95% interval)")
