@@ -233,7 +233,7 @@ def curve_page(table: pd.DataFrame, curve: Curve, scale: str, figure: str) -> st
     for (series, x), of_point in table.groupby(["series", "x"], sort=True):
         cells = {str(line["metric"]): line for line in of_point.to_dict("records")}
         first = next(iter(cells.values()))
-        label = [f"`{series}`"] if curve.x is None else [str(series), f"{x:g}"]
+        label = [f"`{series}`"] if curve.x is None else [_name(series), f"{x:g}"]
         failed = f" ({first['failed']} failed)" if first["failed"] else ""
         texts = [_cell(cells, metric) for metric in curve.metrics]
         lines.append([*label, f"{first['n']}{failed}", *texts])
@@ -253,6 +253,11 @@ def _cell(cells: dict[str, dict[Any, Any]], metric: str) -> str:
     cell = cells[metric]
     spread = (cell["high"] - cell["low"]) / 2
     return points(cell["mean"], metric) + (f" ±{points(spread, metric)}" if spread == spread else "")
+
+
+def _name(series: Any) -> str:
+    """Of a line: a text, or a number such as a length."""
+    return f"{series:g}" if isinstance(series, float) else str(series)
 
 
 def _short(x: float) -> str:
@@ -276,7 +281,7 @@ def draw(table: pd.DataFrame, curve: Curve) -> bytes:
         for series, of_series in of_metric.groupby("series", sort=True):
             scaled = unit(metric) * of_series[["mean", "low", "high"]]
             error = ((scaled["high"] - scaled["low"]) / 2).fillna(0.0)
-            label = None if of_metric["series"].nunique() == 1 else str(series).removeprefix("prompt_tuning/")
+            label = None if of_metric["series"].nunique() == 1 else _name(series).removeprefix("prompt_tuning/")
             axes.errorbar(of_series["x"], scaled["mean"], yerr=error, marker="o", capsize=3, label=label)
         if curve.logarithmic:
             axes.set_xscale("log")
