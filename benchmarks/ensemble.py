@@ -27,6 +27,7 @@ from benchmarks.decoding import read, write
 from benchmarks.evaluation import scores, text_scores
 from benchmarks.job import Job
 from benchmarks.record import RECORDS, Record, read_predictions, read_record, write_files
+from benchmarks.report.ensembles import FOLDER
 from benchmarks.tasks.data import TaskData
 from benchmarks.tasks.generating import INPUTS
 from benchmarks.tasks.tokenizing import TokenizedSplit
@@ -35,7 +36,6 @@ from peft_methods.attached import Attached
 from peft_methods.inputs import Batch
 
 EXPERIMENT = "prompt_tuning/table3"
-FOLDER = Path("ensembles")
 
 
 def vote(answers: Sequence[Sequence[Hashable]], no_vote: Hashable = None) -> list[Hashable]:

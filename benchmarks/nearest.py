@@ -27,9 +27,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.record import RECORDS, Record, read_record, write_files
+from benchmarks.report.nearest import FOLDER
 
 EXPERIMENT = "prompt_tuning/*"
-FOLDER = Path("nearest")
 NEAREST = 5  # section 7
 RANDOM = 20  # random vectors for each prompt token
 

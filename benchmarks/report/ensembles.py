@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.ensemble import FOLDER
 from benchmarks.report.render import bullets, markdown_table, metric_name, page, points
 from benchmarks.report.selection import CELL_COLUMNS, mean_over_seeds_of_best_epoch
 
 NAME = "prompt_ensembles"
+FOLDER = Path("ensembles")  # below results/, of the files that `peft-bench ensemble` writes
 _COSTS = ["one_pass_seconds", "one_by_one_seconds", "models_seconds", "prompt_bytes", "model_bytes"]
 
 

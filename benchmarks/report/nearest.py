@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.nearest import FOLDER
 from benchmarks.report.render import HOLE, bullets, markdown_table, page
 from benchmarks.report.statistics import summarize
 
 NAME = "prompt_nearest"
+FOLDER = Path("nearest")  # below results/, of the files that `peft-bench nearest` writes
 SHOWN = "prompt_tuning/table3"  # whose tokens the page lists
 _SETTING = ["experiment", "stands_for", "init", "length"]
 _MEASURES = ["label_rows", "other_rows", "cohesion", "random_cohesion", "unique"]
