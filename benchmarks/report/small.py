@@ -28,11 +28,11 @@ def _columns() -> list[Column]:
 
 def small_table(frame: pd.DataFrame, settings: str = "paper") -> pd.DataFrame:
     """The cells of all experiments and tasks there are at this scale (see `grid.grid`); empty if there is none."""
-    there = frame[(frame["scale"] == SCALE) & (frame["settings"] == settings)]
-    tasks = set(there["task"])
     elsewhere = {row.experiment for table in TABLES if table.scale == SCALE for row in table.rows}
+    there = frame[(frame["scale"] == SCALE) & (frame["settings"] == settings) & ~frame["experiment"].isin(elsewhere)]
+    tasks = set(there["task"])
     rows = []
-    for experiment, of_experiment in there[~there["experiment"].isin(elsewhere)].groupby("experiment"):
+    for experiment, of_experiment in there.groupby("experiment"):
         backbones = " + ".join(sorted(of_experiment["backbone"].dropna().astype(str).unique()))
         rows.append(GridRow(f"{experiment} ({backbones})" if backbones else str(experiment), str(experiment)))
     columns = [column for column in _columns() if column.task in tasks]
