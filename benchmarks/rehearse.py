@@ -102,7 +102,7 @@ def compose_act(act: Act, folder: Path) -> list[RunConfig]:
     places = [f"results_dir={folder / 'results'}", *([] if scale == "micro" else [f"data_dir={folder / 'data'}"])]
     cfgs = [compose_job([*job, f"scale={scale}", *short, *places]) for job in act.jobs]
     for cfg in cfgs:
-        if cfg.backbone.model_type == "t5":  # whole texts are answered: attention over 700 words and a prompt
+        if cfg.backbone.model_type == "t5" and scale != "micro":  # whole texts: attention over 700 words and a prompt
             cfg.trainer.eval_batch_size = cfg.decoding.batch_size = 1
         if scale == "small" and cfg.task.generation is not None:
             cfg.task.generation.train_rows = cfg.task.generation.validation_rows = None  # there are fewer
