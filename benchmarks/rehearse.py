@@ -239,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--keep", type=Path, metavar="DIR", help="leave stand-ins, records and tables in this new folder"
     )
     options = parser.parse_args(argv)
-    os.environ.update(OFFLINE)  # read by the libraries when they are imported, which is below
+    os.environ.update(OFFLINE)  # for what is imported below; cli.py does it for what is imported above
     acts = plan(options.experiments or ["*"], options.task)
     with contextlib.ExitStack() as stack:
         if options.keep is None:
