@@ -206,7 +206,7 @@ def check_report(results: Path, cfgs: Sequence[RunConfig]) -> list[str]:
     others = {experiment for experiment, _ in made} - printed - _in_curves(tables)
     problems += [f"README.md does not name {name}" for name in sorted(others) if f"{name} (paper)" not in index]
     small = {(cfg.experiment, cfg.task.name) for cfg in cfgs if cfg.scale.name == "small"}
-    files = [tables / f"{name}.csv" for name in ("small", "small_e2e")] if small else []
+    files = [tables / f"{name}.csv" for name in ("small", "small_e2e", "small_prompt_tuning")] if small else []
     done = {(c["experiment"], c["task"]) for file in files for c in _cells(file) if c["state"] == "done"}
     return problems + [f"no small table has a score of {name} on {task}" for name, task in sorted(small - done)]
 
