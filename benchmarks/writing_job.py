@@ -1,6 +1,7 @@
 """The job of a run whose backbone writes: its own task, those that it is trained or scored on besides, its words."""
 
 import dataclasses
+import itertools
 import logging
 
 from benchmarks.answers import ANSWER_METRICS
@@ -86,7 +87,8 @@ def _check_room_for_answers(p: Prepared, texts: TextWriter) -> None:
     """Whether decoding.max_new_tokens has room for the answers that count. Raises DataError where it has for none."""
     most = p.cfg.decoding.max_new_tokens - len(texts.begin) - 1  # what begins and ends an answer
     for split, references in p.data.references.items():
-        shortest = [min(map(len, tokenize_texts(group, texts.tokenizer))) for group in references]
+        lengths = map(len, tokenize_texts([text for group in references for text in group], texts.tokenizer))
+        shortest = [min(itertools.islice(lengths, len(group))) for group in references]
         too_long = sum(length > most for length in shortest)
         if too_long == len(shortest):
             raise DataError(
