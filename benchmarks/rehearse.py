@@ -44,10 +44,10 @@ class Act:
 
 
 # Experiments on the tasks of prompt_tuning/table3, which sees every one; and those of them that see every backbone.
-EVERY_BACKBONE = {"prompt_tuning/size", "prompt_tuning/model_tuning", "prompt_tuning/in_context_gpt2"}
+EVERY_BACKBONE = {f"prompt_tuning/{name}" for name in ("size", "model_tuning", "lm_steps", "in_context_gpt2")}
 PROMPT_ABLATIONS = EVERY_BACKBONE | {
     f"prompt_tuning/{name}"
-    for name in ("multitask_model_tuning", "length", "init", "pretraining", "lm_steps", "optimizer", "in_context")
+    for name in ("multitask_model_tuning", "length", "init", "pretraining", "optimizer", "in_context")
 }
 
 
