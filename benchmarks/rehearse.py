@@ -169,6 +169,7 @@ def one_of_each(cfgs: Sequence[RunConfig]) -> list[RunConfig]:
         new = cfg.backbone not in [c.backbone for c in chosen] or cfg.task not in [c.task for c in chosen]
         if (
             new
+            and cfg.backbone.hub_id
             and all(task.hub_id for task in _tasks(cfg))
             and cfg.backbone.pretrained
             and cfg.init_from is None
