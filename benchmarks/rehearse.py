@@ -107,7 +107,8 @@ def compose_act(act: Act, folder: Path) -> list[RunConfig]:
         if scale == "small" and cfg.task.generation is not None:
             cfg.task.generation.train_rows = cfg.task.generation.validation_rows = None  # there are fewer
         if scale != "micro":
-            cfg.backbone_dir = str(folder / "backbones" / f"layers_{_layers(cfg)}")
+            unpublished = "" if cfg.backbone.hub_id else f"_{cfg.backbone.name}"  # in backbone_dir itself: its own one
+            cfg.backbone_dir = str(folder / "backbones" / f"layers_{_layers(cfg)}{unpublished}")
         if cfg.init_from is not None:
             cfg.init_from = dataclasses.replace(cfg.init_from, seeds=[cfg.seed], overrides=short)
     return cfgs

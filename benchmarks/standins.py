@@ -64,7 +64,10 @@ WORDS = (
 
 
 def make_backbone(root: Path, backbone: BackboneConfig, layers: int = 1) -> Path:
-    """Write `<root>/<hub_id>/` for a BERT, RoBERTa, GPT-2, BART or T5 checkpoint; returns the folder."""
+    """Write `<root>/<hub_id>/` for a BERT, RoBERTa, GPT-2, BART or T5 checkpoint; returns the folder.
+
+    One that is not published has no hub_id and is written into `root` itself.
+    """
     builders = {"bert": _bert, "roberta": _roberta, "gpt2": _gpt2, "bart": _bart, "t5": _t5}
     if backbone.model_type not in builders:
         raise ValueError(
@@ -72,7 +75,7 @@ def make_backbone(root: Path, backbone: BackboneConfig, layers: int = 1) -> Path
             "benchmarks/standins.py"
         )
     folder = root / backbone.hub_id
-    folder.mkdir(parents=True, exist_ok=not backbone.hub_id)  # a checkpoint that is not published lies in backbone_dir
+    folder.mkdir(parents=True)
     if backbone.model_type == "t5":
         small = {"num_layers": layers, "num_decoder_layers": layers, "d_kv": HEAD_SIZE}
         small |= {"d_model": HEAD_SIZE * backbone.architecture["num_heads"], "d_ff": 8 * HEAD_SIZE}

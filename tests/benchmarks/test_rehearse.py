@@ -127,6 +127,17 @@ def test_the_plan_leaves_no_experiment_and_no_task_out():
     assert len([w for w in sizes if w.startswith(("trainer.", "seed="))]) == 3  # one rate, one epoch count, one seed
 
 
+def test_no_stand_in_hides_another(tmp_path):
+    """A checkpoint in backbone_dir itself, as unpublished ones lie, is taken before one in a folder below it."""
+    acts = rehearse.plan(["prompt_tuning/lm_steps", "prompt_tuning/in_context_gpt2"])
+    backbones = {
+        (c.backbone_dir, c.backbone.name, c.backbone.hub_id) for a in acts for c in rehearse.compose_act(a, tmp_path)
+    }
+    unpublished = {folder for folder, _, hub_id in backbones if not hub_id}
+    assert len(unpublished) == 2
+    assert all([folder for folder, _, _ in backbones].count(root) == 1 for root in unpublished)
+
+
 def _swept(experiment: str) -> list[str]:
     text = yaml.safe_load((CONF_DIR / "experiment" / f"{experiment}.yaml").read_text())
     return str(text["hydra"]["sweeper"]["params"]["task"]).split(",")
