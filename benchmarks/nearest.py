@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.record import RECORDS, Record, read_record, write_files
-from benchmarks.report.nearest import FOLDER
+from benchmarks.report.nearest import FOLDER, SETTING
 
 EXPERIMENT = "prompt_tuning/*"
 NEAREST = 5  # section 7
@@ -61,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
         about = {key: record[key] for key in ("run_id", "experiment", "scale", "task", "seed")}
         about |= {"stands_for": record["backbone"]["stands_for"] or record["backbone"]["name"]}
         about |= {"init": record["config"]["method"]["init"], "length": len(rows)}
+        about |= {"target_prefix": record["config"]["task"].get("target_prefix") or ""}
+        about |= {name: record["config"]["trainer"][name] for name in ("optimizer", "learning_rate")}
         runs.append(about | line)
         for i, (ids, cosines) in enumerate(zip(near.indices.tolist(), near.values.tolist(), strict=True)):
             pieces = tokenizer.convert_ids_to_tokens(ids)
@@ -72,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
             f"{options.results / 'trained'}; they stay where the runs were made: run this there"
         )
     of_tokens = pd.DataFrame(tokens)
-    first = of_tokens.groupby(["experiment", "task", "stands_for", "init", "length"])["seed"].transform("min")
+    first = of_tokens.groupby(["task", *SETTING])["seed"].transform("min")
     for name, table in (("runs", pd.DataFrame(runs)), ("tokens", of_tokens[of_tokens["seed"] == first])):
         content = table.to_csv(index=False, float_format="%.4f", lineterminator="\n")
         write_files({options.results / FOLDER / f"{name}.csv": content.encode()})

@@ -13,22 +13,24 @@ from benchmarks.report.statistics import summarize
 NAME = "prompt_nearest"
 FOLDER = Path("nearest")  # below results/, of the files that `peft-bench nearest` writes
 SHOWN = "prompt_tuning/table3"  # whose tokens the page lists
-_SETTING = ["experiment", "stands_for", "init", "length"]
+SETTING = ["experiment", "stands_for", "init", "length", "target_prefix", "optimizer", "learning_rate"]
 _MEASURES = ["label_rows", "other_rows", "cohesion", "random_cohesion", "unique"]
 
 
 def read_nearest(results: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     """(runs, tokens), or None before any were measured."""
     runs, tokens = (results / FOLDER / f"{name}.csv" for name in ("runs", "tokens"))
-    return (pd.read_csv(runs), pd.read_csv(tokens, keep_default_na=False)) if runs.is_file() else None
+    if not runs.is_file():
+        return None
+    return pd.read_csv(runs).fillna({"target_prefix": ""}), pd.read_csv(tokens, keep_default_na=False)
 
 
 def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One line per setting: n runs (tasks and seeds), every measure's mean, and the differences that T33 and T34 are
     about with their 95% intervals."""
     lines = []
-    for key, of_setting in runs.groupby(_SETTING):
-        line = dict(zip(_SETTING, key, strict=True)) | {"n": len(of_setting)}
+    for key, of_setting in runs.groupby(SETTING):
+        line = dict(zip(SETTING, key, strict=True)) | {"n": len(of_setting)}
         line |= {name: of_setting[name].mean() for name in _MEASURES}
         for claim, name, than in (("t33", "label_rows", "other_rows"), ("t34", "cohesion", "random_cohesion")):
             difference = (of_setting[name] - of_setting[than]).dropna()
@@ -45,9 +47,12 @@ def nearest_page(table: pd.DataFrame, tokens: pd.DataFrame, scale: str) -> str:
         differences = [_interval(line[claim], line[f"{claim}_low"]) for claim in ("t33", "t34")]
         shares = [_number(line[name]) for name in ("label_rows", "other_rows")]
         near = [_number(line[name]) for name in ("cohesion", "random_cohesion")]
-        setting = [line["experiment"], line["stands_for"], line["init"], f"{line['length']:.0f}", str(line["n"])]
+        start = line["init"] + (f", answers after `{line['target_prefix']}`" if line["target_prefix"] else "")
+        trained = f"{line['optimizer']} {line['learning_rate']:g}"
+        setting = [line["experiment"], line["stands_for"], start, trained, f"{line['length']:.0f}", str(line["n"])]
         lines.append([*setting, *shares, differences[0], *near, differences[1], _number(line["unique"])])
-    header = ["experiment", "stands in for", "start", "length", "n", "labels", "others", "difference (T33)"]
+    header = ["experiment", "stands in for", "start", "trained by", "length", "n", "labels", "others"]
+    header += ["difference (T33)"]
     header += ["cohesion", "of random vectors", "difference (T34)", "different nearest (T35)"]
     notes = [
         "labels, others: share of the tokens that started from a class label, and of the others, that have a piece of "
@@ -67,21 +72,25 @@ def nearest_page(table: pd.DataFrame, tokens: pd.DataFrame, scale: str) -> str:
     return page(
         f"What prompt tokens are near to, at {scale} scale",
         "Lester et al. 2021, section 7, in numbers.",
-        markdown_table(header, lines, left=3),
+        markdown_table(header, lines, left=4),
         bullets(notes),
         *(["## Every token of the first seed", listed] if listed else []),
     )
 
 
 def _t35(table: pd.DataFrame) -> list[str]:
-    """Whether 100 tokens have fewer different neighbors, by length, than 20, for every backbone with both."""
-    of_length = table[table["experiment"] == "prompt_tuning/length"].set_index(["stands_for", "length"])["unique"]
+    """Whether of 100 tokens a smaller share has a nearest entry of its own than of 20, for every backbone with both.
+
+    Length 20 of micro's length ablation is the default setting, which figure 1's experiment has.
+    """
+    ablation = table[table["experiment"].isin(["prompt_tuning/length", "prompt_tuning/size"])]
+    ablation = ablation[ablation["init"] == "class_labels"].sort_values("experiment")
     found = []
-    for name in of_length.index.unique("stands_for"):
-        shares = of_length[name]
+    for name, of_backbone in ablation.groupby("stands_for"):
+        shares = of_backbone.drop_duplicates("length").set_index("length")["unique"]
         if {20, 100} <= {*shares.index}:
-            fewer = "fewer" if shares[100] < shares[20] else "not fewer"
-            found.append(f"{name}: {shares[100]:.2f} with 100 tokens, {shares[20]:.2f} with 20: {fewer}")
+            smaller = "smaller" if shares[100] < shares[20] else "not smaller"
+            found.append(f"{name}: {shares[100]:.2f} with 100 tokens, {shares[20]:.2f} with 20: {smaller}")
     return [f"T35, {line}." for line in found]
 
 

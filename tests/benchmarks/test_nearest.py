@@ -46,13 +46,20 @@ def test_labels_that_stay_and_labels_that_left():
 
 def test_the_page_says_what_a_setting_holds():
     setting = {"experiment": "prompt_tuning/length", "stands_for": "t5_large", "init": "class_labels", "scale": "micro"}
+    setting |= {"target_prefix": "", "optimizer": "adafactor", "learning_rate": 0.3}
     measured = {"label_rows": 1.0, "other_rows": 0.25, "cohesion": 0.3, "random_cohesion": 0.1}
     runs = [setting | measured | {"length": n, "unique": u} for n, u in ((20, 1.0), (20, 0.9), (100, 0.5), (100, 0.7))]
+    runs[0]["experiment"] = runs[1]["experiment"] = "prompt_tuning/size"  # which has the default length
     runs[1]["label_rows"] = 0.5
-    table = settings_table(pd.DataFrame(runs))
-    assert table.loc[table["length"] == 20, ["n", "t33", "t34"]].to_numpy().tolist() == [[2, 0.5, pytest.approx(0.2)]]
+    other = [runs[0] | {"target_prefix": "<extra_id_0>", "experiment": "prompt_tuning/pretraining"}]
+    other += [runs[0] | {"learning_rate": 3.0, "experiment": "prompt_tuning/pretraining"}]
+    table = settings_table(pd.DataFrame(runs + other))
+    assert table.loc[table["experiment"] == "prompt_tuning/pretraining", "n"].tolist() == [1, 1]
+    assert table.loc[table["experiment"] == "prompt_tuning/size", ["n", "t33", "t34"]].to_numpy().tolist() == [
+        [2, 0.5, pytest.approx(0.2)]
+    ]
     text = nearest_page(table, pd.DataFrame({"experiment": []}), "micro")
-    assert "T35, t5_large: 0.60 with 100 tokens, 0.95 with 20: fewer." in text
+    assert "T35, t5_large: 0.60 with 100 tokens, 0.95 with 20: smaller." in text
 
 
 def test_without_tensors_it_says_where_to_run(tmp_path):
