@@ -22,6 +22,7 @@ from benchmarks.report import (
     tables,
     tables_page,
     texts,
+    worth,
 )
 from benchmarks.report.conflicts import conflicts
 from benchmarks.report.reference import DIRECTORY, TABLES, Reference, read_reference
@@ -115,6 +116,10 @@ def write_tables(
             if not (of_curve := curves.curve_points(frame, curve, scale)).empty:
                 name = curves.write_curve(of_curve, curve, scale, output)
                 index.append(_entry(name, f"{curve.title}, at {scale} scale", f"{of_curve['n'].sum()} scores"))
+    if not (changes := worth.worth_table(frame, micro.SCALE)).empty:
+        name = worth.write_worth(changes, micro.SCALE, output)
+        title = f"What each setting of a prompt is worth, at {micro.SCALE} scale"
+        index.append(_entry(name, title, f"{len(changes)} changes"))
     for of_paper in claims.PAPERS:
         judged = claims.judge(frame, claims.read_claims(DIRECTORY, of_paper.name), micro.SCALE)
         if (judged["verdict"] != claims.NOT_RUN).any():
@@ -138,7 +143,7 @@ def write_tables(
     states = runs["status"].value_counts()
     about = f"From {states.get('done', 0)} finished and {states.get('failed', 0)} failed runs, by `peft-bench report`."
     listed = f"## Problems\n\n{bullets([str(problem) for problem in problems])}" if problems else ""
-    index_page = page("Tables", about, bullets(index), _in_no_table(runs, reference), listed)
+    index_page = page("Tables", about, bullets(index), _in_no_table(runs, reference, votes), listed)
     write_files({output / "README.md": index_page.encode()})
     return shown
 
@@ -155,10 +160,11 @@ def _in_tables(frame: pd.DataFrame, reference: Reference) -> pd.Series:
     return pd.Series([key in known or key[0] == small.SCALE for key in keys], index=frame.index, dtype=bool)
 
 
-def _in_no_table(runs: pd.DataFrame, reference: Reference) -> str:
+def _in_no_table(runs: pd.DataFrame, reference: Reference, votes: pd.DataFrame | None) -> str:
     """The runs that no table shows, by experiment; "" if there is none."""
     in_curves = runs["experiment"].isin([name for curve in curves.CURVES for name in curve.experiments])
-    others = runs[~_in_tables(runs, reference) & ~in_curves]
+    voters = [] if votes is None or votes.empty else " ".join(votes["run_ids"]).split()
+    others = runs[~_in_tables(runs, reference) & ~in_curves & ~runs["run_id"].isin(voters)]
     listed = [f"{name} ({scale}): {len(of)}" for (name, scale), of in others.groupby(["experiment", "scale"])]
     return f"Runs in no table: {', '.join(listed)}." if listed else ""
 

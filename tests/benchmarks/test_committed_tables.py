@@ -39,6 +39,35 @@ def test_the_readmes_tables_are_the_committed_ones() -> None:
         assert readme[start : start + until] == committed[:until]
 
 
+def test_the_guides_table_of_what_settings_are_worth_is_the_committed_one() -> None:
+    committed = table_lines(RESULTS / "tables" / "micro_prompt_worth.md")
+    guide = table_lines(ROOT / "docs" / "prompt_tuning.md")
+    start = guide.index(committed[0])
+    assert guide[start : start + len(committed)] == committed
+
+
+def test_the_readmes_table_of_prompt_tuning_is_what_the_curves_say() -> None:
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_lines(ROOT / "README.md")]
+    printed = {line[0]: line[1:] for line in cells}
+    size, pretraining, words = (_scores(name) for name in ("prompt_size", "prompt_pretraining", "prompt_in_context"))
+    for row, of_curve, series in (
+        ("prompt tuning, LM-adapted", size, "prompt_tuning/size"),
+        ("the same after span corruption alone", pretraining, "span corruption"),
+        ("the beginning of an answer, in words", words, "micro_cloze"),
+        ("model tuning", size, "prompt_tuning/model_tuning"),
+    ):
+        assert printed[row] == of_curve[series]
+
+
+def _scores(curve: str) -> dict[str, list[str]]:
+    """The scores on the page of a curve, by series and in the order of sizes."""
+    found: dict[str, list[str]] = {}
+    for line in table_lines(RESULTS / "tables" / f"micro_{curve}.md")[2:]:
+        series, _, _, score = (cell.strip() for cell in line.split("|")[1:5])
+        found.setdefault(series, []).append(score)
+    return found
+
+
 def test_the_readmes_counts_are_the_committed_ones() -> None:
     counts = pd.read_csv(RESULTS / "tables" / "param_counts.csv")
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_lines(ROOT / "README.md")]

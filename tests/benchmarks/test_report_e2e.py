@@ -17,6 +17,7 @@ from benchmarks.report.render import points
 from benchmarks.report.rows import ResultRow, as_frame
 from benchmarks.report.texts import E2E_COLUMNS, E2E_MICRO_ROWS, text_cells, text_page
 from benchmarks.report.texts import TABLES as TEXT_TABLES
+from benchmarks.report.worth import worth_page, worth_table
 
 NO: dict[str, Any] = {field.name: None for field in dataclasses.fields(ResultRow)}
 
@@ -148,6 +149,37 @@ def test_a_claim_holds_fails_or_stays_open_by_its_interval():
     assert (judged["low"][0], judged["high"][0]) == pytest.approx((welch.low, welch.high))
     assert overall(["holds", "undecided"]) == "undecided"
     assert overall(["holds", "fails", "not run"]) == "fails"
+
+
+def test_what_a_setting_is_worth_is_the_difference_of_one_change():
+    """Welch's interval; a change that lacks a run is left out, and so is one whose unchanged runs are missing."""
+    published, short, adamw = [0.77, 0.78, 0.775], [0.2, 0.45, 0.1], [0.76, 0.75, 0.77]
+    large: dict[str, Any] = {"stands_for": "t5_large_lm_adapt", "init": "class_labels", "target_prefix": ""}
+    settings: dict[str, tuple[list[float], dict[str, Any]]] = {
+        "prompt_tuning/size": (published, {"length": 20}),
+        "prompt_tuning/length": (short, {"length": 1}),
+        "prompt_tuning/init": (adamw[:2], {"length": 20, "init": "uniform"}),
+        "prompt_tuning/optimizer": (adamw, {"length": 20, "optimizer": "adamw", "learning_rate": 0.3}),
+    }
+    rows = [
+        row(name, seed, "accuracy", score, task="sst2", **large | fields)
+        for name, (scores, fields) in settings.items()
+        for seed, score in enumerate(scores)
+    ]
+    table = worth_table(as_frame(rows), "micro")
+    assert table[["setting", "otherwise"]].to_numpy().tolist() == [["rows", "1"]]
+    line = table.to_dict("records")[0]
+    welch = stats.ttest_ind(short, published, equal_var=False).confidence_interval()
+    assert line["difference"] == pytest.approx(np.mean(short) - np.mean(published))
+    assert (line["difference_low"], line["difference_high"]) == pytest.approx((welch.low, welch.high))
+    half = stats.t.ppf(0.975, 2) * np.std(short, ddof=1) / 3**0.5
+    assert f"25.0 ±{100 * half:.1f}" in worth_page(table, "micro", "")
+    rows += [
+        row("prompt_tuning/optimizer", seed, "accuracy", 0.78, task="sst2", optimizer="adafactor", learning_rate=0.3)
+        for seed in range(3)
+    ]
+    assert worth_table(as_frame(rows), "micro")["otherwise"].tolist() == ["1", "AdamW 0.3"]
+    assert worth_table(as_frame(rows[:2]), "micro").empty
 
 
 def test_fewer_seeds_than_announced_are_no_result():
