@@ -17,6 +17,7 @@ OF_EXACTLY = ("best_of_seeds", "majority_vote")  # whose number grows with that 
 _UNVERIFIED = {
     "copied_unverified": "the paper copied it from work whose seeds and selection are not known",
     "leaderboard_submission": "the paper quotes a leaderboard entry",
+    "released_prompt": "one released prompt: how many were trained, and which was chosen, is not said",
     "best_by_validation_rouge2": "the released code selects by validation ROUGE-2, here it is validation loss",
 }
 

@@ -18,6 +18,7 @@ TABLES = {
     "prompt_tuning_table1": "Lester et al. 2021, Table 1",
     "prompt_tuning_table2": "Lester et al. 2021, Table 2",
     "prompt_tuning_table3": "Lester et al. 2021, Table 3",
+    "prompt_tuning_released": "Released prompts of T5 Base (google-research/prompt-tuning)",
     "prompt_design": "Lester et al. 2021, prompt design in its introduction (GPT-3)",
 }
 _NUMBERS = ("value", "std", "n_seeds", "rows", "params")

@@ -19,6 +19,7 @@ _OURS = {
     "leaderboard_submission": "best_on_validation_over_sweep_and_seeds",
     "copied_unverified": "median_over_seeds_of_best_epoch",
     "best_by_validation_rouge2": "mean_over_seeds_of_best_epoch",
+    "released_prompt": "mean_over_seeds_of_best_epoch",
 }
 _NAN = float("nan")
 

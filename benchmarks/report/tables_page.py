@@ -32,6 +32,8 @@ _ABOUT = {
     "prompt_tuning_table3": "T5 XXL after LM adaptation on the SuperGLUE dev sets: five prompts a task, their average, "
     "the best of them (of each metric its own; the paper does not say) and their vote (`peft-bench ensemble`). "
     "Avg: mean over the eight tasks, of two metrics their mean first.",
+    "prompt_tuning_released": "T5 Base after LM adaptation on GLUE's dev sets, 100 rows: one prompt a task of its "
+    "authors, the only printed scores of a smaller T5. How many were trained and how these were chosen is not said.",
     "prompt_design": "All that the paper prints of prompts in words; prompts of our own on LM-adapted T5 and GPT-2 are "
     "`prompt_tuning/in_context*`, whose table is that of their scale.",
     "prefix_xsum": "BART-large on the XSUM test set, ROUGE F of stemmed words. The number of seeds is not stated; the "

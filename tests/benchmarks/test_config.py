@@ -73,7 +73,10 @@ PROMPTS = {
     "prompt_tuning/pretraining": 8 * 10 * 3,
     "prompt_tuning/lm_steps": 8 * 4 * 3,
     "prompt_tuning/optimizer": 8 * 2 * 4 * 3,
+    "prompt_tuning/released": 3 * 3,
 }
+# What google-research/prompt-tuning says of the prompts it ships: steps and batch.
+RELEASED = {"sst2": (50_000, 128), "mrpc": (30_000, 32), "rte": (30_000, 32)}
 SHIFTS = [f"prompt_tuning/{name}_{kind}" for name in ("domain_shift", "transfer_qqp_mrpc", "transfer_mrpc_qqp")
           for kind in ("prompt", "model")]  # fmt: skip
 CONTEXTS = {
@@ -171,6 +174,16 @@ def test_published_settings_of_prompt_tuning(experiment: str):
         assert (cfg.method["length"], cfg.method["init"]) == (100, "class_labels")
 
 
+@pytest.mark.parametrize("task", RELEASED)
+def test_released_prompts_are_trained_as_the_paper_or_as_the_released_code_says(task: str):
+    chosen = ("experiment=prompt_tuning/released", "scale=paper", f"task=glue/{task}")
+    paper, script = (run_config(*chosen, f"settings={settings}") for settings in ("paper", "script"))
+    check_config(script)
+    assert (paper.trainer.max_steps, paper.trainer.batch_size, paper.trainer.z_loss) == (30_000, 32, 0)
+    assert (script.trainer.max_steps, script.trainer.batch_size, script.trainer.z_loss) == (*RELEASED[task], 1e-4)
+    assert (paper.backbone.name, paper.method) == ("t5_base_lm_adapt", script.method)
+
+
 def test_what_is_scored_beside_the_task_follows_from_experiment_and_scale():
     """Tables 1 and 2 of Lester et al. 2021; the generated language has one other domain."""
     paper = run_config("experiment=prompt_tuning/domain_shift_model", "scale=paper")
@@ -250,7 +263,9 @@ def test_no_recipe_file_is_misnamed():
     assert {("/".join(parts[:-1]), parts[-1]) for parts in texts} == {
         (f"script/{row}", task) for row in E2E if row.startswith("lora/") for task in ("e2e", "e2e_tokenized")
     } | {("script/prefix_tuning/table2_bart_prefix_2pct", "xsum")}
-    files = [parts for parts in files if parts not in texts]
+    released = {parts for parts in files if "released" in parts}
+    assert released == {("script", "prompt_tuning", "released", "glue", task) for task in RELEASED}
+    files = [parts for parts in files if parts not in texts | released]
     named = {("/".join(parts[1:-2]), parts[-1], parts[0]) for parts in files}
     assert named <= set(SETTINGS)
     assert all(parts[-2] == "glue" for parts in files)
