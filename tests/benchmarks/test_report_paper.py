@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from benchmarks.compose import compose_run, task_choice
 from benchmarks.record import Record
 from benchmarks.report import parameters, tables, tables_page
 from benchmarks.report.bench import made_record
@@ -62,6 +63,22 @@ def test_all_printed_cells_are_there(reference: Reference) -> None:
         assert not table.duplicated(["experiment", "column"]).any()
         assert table["value"].between(50, 100).all()
         assert set(table["selection_rule"]) <= {*RULES, "leaderboard_submission", "copied_unverified"}
+
+
+@pytest.mark.parametrize("name", ["prompt_tuning_table1", "prompt_tuning_table2", "prompt_tuning_released"])
+def test_every_printed_cell_is_scored_by_its_experiment(reference: Reference, name: str) -> None:
+    """A split or metric by another name would stay "not run" for ever."""
+    for (experiment, task), printed in reference.tables[name].groupby(["experiment", "task"]):
+        at = task_choice("squad" if task == "squad" else "glue", str(task))
+        cfg = compose_run([f"experiment={experiment}", f"task={at}", "scale=paper"])
+        others = {f"{other}/": part for other, part in cfg.transfer.items()}
+        scored = {
+            (prefix + split, metric)
+            for prefix, part in {"": cfg.task, **others}.items()
+            for split in part.validation_splits
+            for metric in part.metrics
+        }
+        assert set(zip(printed["split"], printed["metric"], strict=True)) <= scored, experiment
 
 
 def test_printed_averages_of_lora_are_the_means_of_their_columns(reference: Reference) -> None:

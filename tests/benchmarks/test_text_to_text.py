@@ -250,6 +250,9 @@ def test_every_question_of_an_mrqa_file_is_a_row(tmp_path: Path):
     (tmp_path / "other" / "mrqa" / "BioASQ.jsonl.gz").write_bytes(b"no gzip")
     with pytest.raises(DataError, match=r"BioASQ.jsonl.gz, line 0: BadGzipFile"):
         load_task(cfg.task, cfg.scale, str(tmp_path / "other"), trains=False)
+    mrqa(tmp_path / "wrong" / "mrqa" / "BioASQ.jsonl.gz", {"header": {"dataset": "DuoRC.ParaphraseRC"}})
+    with pytest.raises(DataError, match=r"says that this is DuoRC.ParaphraseRC, its name that it is BioASQ"):
+        load_task(cfg.task, cfg.scale, str(tmp_path / "wrong"), trains=False)
     with pytest.raises(DataError, match=r"no file .*DROP.jsonl.gz \(found: BioASQ"):
         load_task(config("task=mrqa/drop").task, cfg.scale, str(tmp_path), trains=False)
 
