@@ -47,7 +47,7 @@ format: .venv/.installed ## Format the code and repair what ruff can
 	$(BIN)/ruff format .
 
 rehearse: .venv/.installed ## Walk every experiment at scale=paper for two steps, on stand-ins of the published backbones
-	$(THREADS) $(OFFLINE) $(BIN)/peft-bench rehearse
+	$(THREADS) $(OFFLINE) $(BIN)/peft-bench rehearse --workers $(WORKERS)
 
 micro-backbones: .venv/.installed ## Pretrain the micro backbones again and compare them with the shipped ones
 	$(OFFLINE) $(BIN)/peft-bench pretrain --check

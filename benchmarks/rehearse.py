@@ -13,12 +13,14 @@ import csv
 import dataclasses
 import fnmatch
 import io
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -239,10 +241,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("experiments", nargs="*", help="names or patterns of experiments ('lora/*'); all without any")
     parser.add_argument("--task", default="*", help="a task name or pattern (rte); all without it")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the experiments (1)")
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="leave stand-ins, records and tables in this new folder"
     )
     options = parser.parse_args(argv)
+    if options.workers < 1:
+        parser.error(f"--workers {options.workers}: expected 1 or more")
     os.environ.update(OFFLINE)  # for what is imported below; cli.py does it for what is imported above
     acts = plan(options.experiments or ["*"], options.task)
     with contextlib.ExitStack() as stack:
@@ -252,10 +257,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.keep.mkdir(parents=True)
             folder = options.keep.resolve()
         attempts = stack.enter_context(no_network())
-        return _perform(acts, folder, attempts)
+        return _perform(acts, folder, attempts, options.workers)
 
 
-def _perform(acts: Sequence[Act], folder: Path, attempts: list[str]) -> int:
+def _perform(acts: Sequence[Act], folder: Path, attempts: list[str], workers: int) -> int:
     start = time.perf_counter()
     _quiet()
     cfgs = {act: compose_act(act, folder) for act in acts}
@@ -265,20 +270,44 @@ def _perform(acts: Sequence[Act], folder: Path, attempts: list[str]) -> int:
         f"{len(everyone)} runs of {len(acts)} settings composed, stand-ins made: {time.perf_counter() - start:.1f} s",
         flush=True,
     )
-    tally = Tally()
-    for act, group in cfgs.items():
-        tally.perform(act.experiment, act.settings, group)
+    tally, reached = Tally(), list[str]()
+    for (act, group), (problems, seconds, found) in zip(cfgs.items(), _performed(cfgs.values(), workers), strict=True):
+        tally.add(act.experiment, act.settings, len(group), problems, seconds)
+        reached += found
     from benchmarks.standins import hub_cache
 
     local = one_of_each([cfg for cfg in everyone if not cfg.scale.backbones])
     backbones = [(str(cfg.backbone_dir), cfg.backbone) for cfg in local]
     tasks = [(str(cfg.data_dir), task) for cfg in local for task in _tasks(cfg)]
     with hub_cache(folder / "cache", backbones, tasks):
-        tally.perform("as from the hub", "", [as_from_hub(cfg) for cfg in local])
+        problems, seconds = perform([as_from_hub(cfg) for cfg in local])
+        tally.add("as from the hub", "", len(local), problems, seconds)
     tally.check("report", check_report(folder / "results", everyone))
-    tally.check("no network", [f"asked for {attempt}" for attempt in dict.fromkeys(attempts)])
+    tally.check("no network", [f"asked for {attempt}" for attempt in dict.fromkeys([*reached, *attempts])])
     print(f"{tally.passed} passed, {tally.failed} failed in {time.perf_counter() - start:.0f} s")
     return int(tally.failed > 0)
+
+
+def _performed(groups: Iterable[list[RunConfig]], workers: int) -> Iterator[tuple[list[str], float, list[str]]]:
+    """Of each group, in order: what is wrong, its seconds, and what it has tried to reach (if not in this process)."""
+    if workers == 1:  # here, where `no_network` watches
+        yield from ((*perform(group), []) for group in groups)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet) as pool:
+        yield from pool.map(_perform_watched, groups)
+
+
+def _perform_watched(group: list[RunConfig]) -> tuple[list[str], float, list[str]]:
+    with no_network() as attempts:
+        return (*perform(group), [*attempts])
+
+
+def perform(cfgs: Sequence[RunConfig]) -> tuple[list[str], float]:
+    """Rehearse a group of runs: a line for each that has problems, and the seconds."""
+    start = time.perf_counter()
+    problems = [f"    {_title(cfg)}: {'; '.join(found)}" for cfg in cfgs if (found := _problems_of(cfg))]
+    return problems, time.perf_counter() - start
 
 
 @dataclass
@@ -288,12 +317,9 @@ class Tally:
     passed: int = 0
     failed: int = 0
 
-    def perform(self, name: str, settings: str, cfgs: Sequence[RunConfig]) -> None:
-        """Rehearse a group of runs."""
-        start = time.perf_counter()
-        problems = [f"    {_title(cfg)}: {'; '.join(found)}" for cfg in cfgs if (found := _problems_of(cfg))]
-        done = len(cfgs) - len(problems)
-        seconds = time.perf_counter() - start
+    def add(self, name: str, settings: str, runs: int, problems: Sequence[str], seconds: float) -> None:
+        """A group of runs."""
+        done = runs - len(problems)
         line = f"{name:44} {settings:7} {done:3} passed {len(problems):3} failed {seconds:6.1f} s"
         print(line, *problems, sep="\n", flush=True)
         self.passed, self.failed = self.passed + done, self.failed + len(problems)

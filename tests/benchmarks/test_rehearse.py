@@ -164,10 +164,10 @@ def test_guard_stops_and_lists_what_reaches_out(tmp_path):
         socket.socket().connect(here.getsockname())
 
 
-def test_two_experiments(capsys, tmp_path):
-    status = rehearse.main(
-        ["controls/majority", "houlsby2019/table1_adapters_64", "--task", "mrpc", "--keep", str(tmp_path / "kept")]
-    )
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_two_experiments(capsys, tmp_path, workers):
+    chosen = ["controls/majority", "houlsby2019/table1_adapters_64", "--task", "mrpc", "--workers", workers]
+    status = rehearse.main([*chosen, "--keep", str(tmp_path / "kept")])
     lines = capsys.readouterr().out
     assert status == 0, lines
     # Majority; adapters with the paper's and the script's settings; again as from the hub; report; network.
