@@ -1,5 +1,6 @@
 """Prompts in words: instructions and k examples before every question, for a frozen backbone (conf/in_context/)."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,13 +53,14 @@ class InContext:
         def length(text: str) -> int:
             return len(tokenizer(text, add_special_tokens=False).input_ids)
 
-        for shots in range(len(self.examples), -1, -1):
-            text = self._text(source, shots)
-            if (over := length(text) - room) <= 0:
-                self.fewer += shots < len(self.examples)
-                return text
+        if length(whole := self._text(source, len(self.examples))) <= room:
+            return whole
         self.fewer += bool(self.examples)
+        fitting = bisect_right(range(len(self.examples)), room, key=lambda shots: length(self._text(source, shots)))
+        if fitting:  # as many numbers of examples fit, 0 among them
+            return self._text(source, fitting - 1)
         self.cut += 1
+        over = length(self._text(source, 0)) - room
         ids = tokenizer(source, add_special_tokens=False).input_ids
         while over > 0 and ids:
             ids = ids[:-over]

@@ -51,6 +51,17 @@ def test_examples_that_do_not_fit_are_left_out_and_then_the_question_is_cut(toke
         told.read("the pie was great", tokenizer, 2)
 
 
+def test_as_many_examples_as_there_is_room_for(tokenizer):
+    many = [EXAMPLES[i % len(EXAMPLES)] for i in range(12)]
+    texts = [InContext(CFG, many[:shots]).read("the pie was great", tokenizer, 1000) for shots in range(13)]
+    lengths = [len(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+    for room in range(lengths[0], lengths[-1] + 1):
+        best = max(shots for shots, length in enumerate(lengths) if length <= room)
+        told = InContext(CFG, many)
+        assert told.read("the pie was great", tokenizer, room) == texts[best]
+        assert (told.fewer, told.cut) == (int(best < 12), 0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
