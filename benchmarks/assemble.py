@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
 from benchmarks.config import LOSS, RunConfig, task_of, writes_text
 from benchmarks.decoding import Outputs
 from benchmarks.evaluation import has_illegal, is_constant, scores, text_scores
@@ -37,6 +35,7 @@ class RunOutput:
     params: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARAMS, 0))
     unmoved: list[str] = field(default_factory=list)
     cost: dict[str, Any] = field(default_factory=dict)
+    flags: list[str] = field(default_factory=list)  # of what was read
     trained_sha256: str | None = None
 
 
@@ -61,8 +60,8 @@ def assemble(
                 )
     selection = cfg.task.validation_splits[0]
     chosen = output.predictions[cfg.trainer.selection][selection]
-    flags = _flags_of_texts(chosen, entries) if isinstance(chosen, Outputs) else _flags_of_labels(cfg, chosen)
-    flags += ["parameters_did_not_move"] if output.unmoved else []
+    flags = _flags_of_texts(chosen, entries) if isinstance(chosen, Outputs) else _flags_of_labels(cfg, output)
+    flags += [*output.flags, *(["parameters_did_not_move"] if output.unmoved else [])]
     record = _common(cfg, identity, run_id, departures) | {
         "status": "done",
         "cause": None,
@@ -91,7 +90,7 @@ def _scores(
     """Metric -> its value and the number of examples behind it."""
     if not isinstance(predictions, Outputs):
         found = scores(task_of(cfg, split), predictions, data.labels[split], data.groups.get(split))
-        if writes_text(cfg.backbone.model_type):
+        if writes_text(cfg.backbone.model_type) and cfg.in_context is None:  # which chooses among the labels
             found[ILLEGAL_ANSWERS] = float((predictions == ILLEGAL).mean())
         return {metric: (value, len(predictions)) for metric, value in found.items()}
     task = task_of(cfg, split)
@@ -104,9 +103,12 @@ def _scores(
     }
 
 
-def _flags_of_labels(cfg: RunConfig, predictions: np.ndarray) -> list[str]:
-    flags = ["one_class_predictions"] if is_constant(predictions) else []
-    return flags + (["illegal_answers"] if has_illegal(cfg.task, predictions) else [])
+def _flags_of_labels(cfg: RunConfig, output: RunOutput) -> list[str]:
+    """One class on the validation split; illegal answers anywhere, also to the tasks that a run transfers to."""
+    predictions = output.predictions[cfg.trainer.selection]
+    flags = ["one_class_predictions"] if is_constant(predictions[cfg.task.validation_splits[0]]) else []
+    illegal = any(has_illegal(task_of(cfg, split), of_split) for split, of_split in predictions.items())
+    return flags + (["illegal_answers"] if illegal else [])
 
 
 def _flags_of_texts(outputs: Outputs, entries: Sequence[Mapping[str, Any]]) -> list[str]:

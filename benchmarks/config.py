@@ -231,8 +231,9 @@ class InContextConfig:
     prompt: the whole text, with {source} for the question and, where there are shots, {examples}. example: one of them,
     with {source} and {target}; separator: between two. shots: how many, drawn from the training split by the run's
     seed; those for which max_length leaves no room are left out, the last ones first. The label whose words are
-    the most probable is the answer (Brown et al. 2020, section 2.4). of: the task whose examples they are (null: the
-    run's own), for a wrong prompt.
+    the most probable is the answer; likelihood: of a label per_token (Brown et al. 2020, section 2.4: so that long ones
+    lose nothing), or the sum over its tokens. of: the task whose examples they are (null: the run's own), for a wrong
+    prompt.
     """
 
     name: str = MISSING
@@ -240,6 +241,7 @@ class InContextConfig:
     example: str = "{source} {target}"
     separator: str = " "
     shots: int = 0
+    likelihood: str = "per_token"
     of: TaskConfig | None = None
 
 

@@ -63,7 +63,8 @@ def predict(attached: Attached, k: int, job: Job, name: str, accelerator: Accele
 def most_probable(
     attached: Attached, k: int, writer: Writer, split: TokenizedSplit, rows: np.ndarray, batches: list[Batch | None]
 ) -> np.ndarray:
-    """(B,) the label of each row whose words run k finds the most probable, summed over their tokens."""
+    """(B,) the label of each row whose words run k finds the most probable (in_context.likelihood)."""
+    per_token = writer.in_context is not None and writer.in_context.cfg.likelihood == "per_token"
     device = next(attached.backbone.parameters()).device
     found = []
     for label in range(len(writer.text.labels)):
@@ -73,7 +74,8 @@ def most_probable(
         logits = attached(batches)[k]
         assert logits is not None
         each = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-        found.append(each.view(labels.shape).double().sum(1).cpu().numpy())
+        summed = each.view(labels.shape).double().sum(1)
+        found.append((summed / (labels != IGNORED).sum(1) if per_token else summed).cpu().numpy())
     losses = np.stack(found, 1)
     return np.where(np.isfinite(losses).all(1), losses.argmin(1), np.nan)
 

@@ -244,7 +244,9 @@ def _output(r: Run, start: dict[str, Tensor], accelerator: Accelerator, memory: 
     epochs: dict[str, float | None] = {"last": r.epoch, "best": position.best_epoch}
     counts = count_parameters(r.attached, r.k)
     params = {name: getattr(counts, name) for name in PARAMS}
-    return RunOutput(predictions, epochs, losses, position.history, params, unmoved, cost)
+    told = r.job.writer.in_context if r.job.writer is not None else None
+    flags = told.flags() if told is not None else []
+    return RunOutput(predictions, epochs, losses, position.history, params, unmoved, cost, flags)
 
 
 def _control(p: Prepared) -> Outcome:

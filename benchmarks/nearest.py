@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.record import RECORDS, Record, read_record, write_files
-from benchmarks.report.nearest import FOLDER, SETTING
+from benchmarks.report.nearest import FOLDER, SETTING, read_nearest
 
 EXPERIMENT = "prompt_tuning/*"
 NEAREST = 5  # section 7
@@ -73,13 +73,27 @@ def main(argv: Sequence[str]) -> int:
             f"no finished prompt of {options.experiment} in {options.results / RECORDS} whose tensors are under "
             f"{options.results / 'trained'}; they stay where the runs were made: run this there"
         )
-    of_tokens = pd.DataFrame(tokens)
-    first = of_tokens.groupby(["task", *SETTING])["seed"].transform("min")
-    for name, table in (("runs", pd.DataFrame(runs)), ("tokens", of_tokens[of_tokens["seed"] == first])):
+    before = read_nearest(options.results)
+    all_runs, all_tokens = (
+        _beside(measured, kept)
+        for measured, kept in zip((pd.DataFrame(runs), pd.DataFrame(tokens)), before or (None, None), strict=True)
+    )
+    first = all_tokens.groupby(SETTING)["seed"].transform("min")
+    for name, table in (("runs", all_runs), ("tokens", all_tokens[all_tokens["seed"] == first])):
         content = table.to_csv(index=False, float_format="%.4f", lineterminator="\n")
         write_files({options.results / FOLDER / f"{name}.csv": content.encode()})
-    print(f"{len(runs)} prompts: {options.results / FOLDER / 'runs.csv'}")
+    kept = f", {len(all_runs) - len(runs)} measured before" if len(all_runs) > len(runs) else ""
+    print(f"{len(runs)} prompts{kept}: {options.results / FOLDER / 'runs.csv'}")
     return 0
+
+
+def _beside(measured: pd.DataFrame, before: pd.DataFrame | None) -> pd.DataFrame:
+    """With the lines of runs that were measured before, whose tensors may lie elsewhere."""
+    if before is None:
+        return measured
+    kept = before[~before["run_id"].isin(measured["run_id"])]
+    order = ["experiment", "stands_for", "run_id"]
+    return pd.concat([measured, kept], ignore_index=True).sort_values(order, kind="stable", ignore_index=True)
 
 
 def measure(rows: Tensor, vocabulary: Tensor, labels: Sequence[Sequence[int]]) -> tuple[dict[str, Any], Any]:

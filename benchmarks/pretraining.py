@@ -411,6 +411,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as scratch:
             output = args.output or (Path(scratch) / shipped.name if args.check else shipped)
             cfg = _as_asked(replace(made, output=output, seed=args.seed), args)
+            if output == shipped and cfg != made:
+                parser.error(
+                    f"without --output the shipped {shipped.name}, which records are about, would be replaced by one "
+                    "made otherwise (--steps, --seed, --start or --keep); name a folder with --output DIR"
+                )
             report = pretrain(cfg)
             unigram = unigram_loss(load_tokenizer(output), cfg.objective, cfg.model_type)
             print(

@@ -97,12 +97,15 @@ def start(config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def digest_apart_from_search(config: Mapping[str, Any], versions: Any) -> str:
-    """Equal for the seeds, and the points of a sweep, of one setting: a hash without seed and SEARCHED fields.
+    """Equal for the seeds, subsamples and points of a sweep of one setting: a hash without seed, train_sample and
+    SEARCHED fields.
 
     versions: the result versions of the identity.
     """
     part = scientific(config)
     del part["seed"]
+    if "generation" in part["task"]:
+        part["task"]["generation"].pop("train_sample", None)
     for group, names in SEARCHED.items():
         part[group] = {k: v for k, v in part[group].items() if k not in names}
     text = orjson.dumps([part, start(config), versions], option=orjson.OPT_SORT_KEYS)

@@ -66,7 +66,7 @@ class Prompt:
 
     mlp_hidden: width of the MLP, None for none (with one, the start is the MLP's own and `init` must be "normal").
     init: "uniform" in init_range, "normal" (0, 1), "sampled_vocabulary" or "class_labels". population: how many of the
-    vocabulary's first ids are sampled from. labels: words or phrases, for init="class_labels".
+    vocabulary's first ids are sampled from (all of a smaller one). labels: words or phrases, for init="class_labels".
     """
 
     length: int

@@ -3,7 +3,8 @@
 A line says: sum of coefficient x mean score > margin, of the test split where no other one is named; a setting with
 runs on several tasks has the mean over them. It holds where the lower end of the 95% interval of that sum lies
 above the margin, fails where the upper end lies below, and is undecided between. A claim of several lines holds where
-all of them do, and fails where one does.
+all of them do, and fails where one does. Of more seeds than were announced, the lowest count. A line some of whose runs
+make no mean (conflicts.of_mean) has no verdict.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import pandas as pd
 from scipy.special import stdtrit
 
+from benchmarks.report.conflicts import of_mean
 from benchmarks.report.over_tasks import of_split, seed_means
 from benchmarks.report.render import bullets, markdown_table, metric_name, page, points
 from benchmarks.report.selection import at_selected
@@ -26,7 +28,7 @@ from benchmarks.report.statistics import summarize
 _TERM = re.compile(r"(-?\d+) (?:(min|max) )?([^\[\s]+)(?:\[([^\]]+)\])?")
 # Of runs with one mean.
 _CELL = ["experiment", "source_form", "stands_for", "init", "length", "target_prefix", "in_context"]
-NOT_RUN = "not run"
+NOT_RUN, CONFLICT = "not run", "conflict"
 
 
 @dataclass(frozen=True)
@@ -76,18 +78,21 @@ def read_claims(folder: Path, name: str) -> pd.DataFrame:
 
 
 def judge(frame: pd.DataFrame, claims: pd.DataFrame, scale: str) -> pd.DataFrame:
-    """Every line with its sum, interval and verdict: holds, fails, undecided, or not run."""
+    """Every line with its sum, interval and verdict: holds, fails, undecided, not run, or conflict (with its cause)."""
     at = at_selected(frame[frame["scale"] == scale])
     lines = []
     for line in claims.to_dict("records"):
         of_metric = of_split(at[at["metric"] == line["metric"]], str(line["split"]))
         found = [_mean_of(term, of_metric, int(line["n"])) for term in str(line["terms"]).split("; ")]
-        lines.append(line | _verdict([term for term in found if term is not None], len(found), float(line["margin"])))
+        causes = [term for term in found if isinstance(term, str)]
+        means = [term for term in found if isinstance(term, tuple)]
+        verdict = _verdict(means, len(found), float(line["margin"]))
+        lines.append(line | verdict | ({"verdict": CONFLICT} if causes else {}) | {"cause": "; ".join(causes)})
     return pd.DataFrame(lines)
 
 
-def _mean_of(term: str, at: pd.DataFrame, n: int) -> tuple[int, _Mean] | None:
-    """Coefficient and mean; None where runs are missing."""
+def _mean_of(term: str, at: pd.DataFrame, n: int) -> tuple[int, _Mean] | str | None:
+    """Coefficient and mean; None where runs are missing, a text where they make no mean."""
     match = _TERM.fullmatch(term)
     if match is None:
         raise ValueError(f"cannot read the term {term!r}; expected `1 [min or max] experiment|other[field=value,...]`")
@@ -100,9 +105,11 @@ def _mean_of(term: str, at: pd.DataFrame, n: int) -> tuple[int, _Mean] | None:
         own = own[own[field] == (float(value) if numeric else value)]
     cells = []
     for _, runs in own.groupby(_CELL, dropna=False):
-        summary = summarize(seed_means(runs).tolist())
-        trained = bool((runs["method_params"] > 0).any())
-        if summary.n < n and trained:
+        if conflict := of_mean(runs):
+            return f"{experiment}: {conflict}"
+        summary = summarize(seed_means(runs).sort_index().tolist()[:n])
+        random = bool(((runs["method_params"] > 0) | (runs["shots"] > 0)).any())  # training, or the draw of examples
+        if summary.n < n and random:
             return None
         cells.append(_Mean(summary.mean, summary.std if summary.n > 1 else 0.0, summary.n))
     if not cells or (extreme is None and len(cells) > 1):
@@ -127,7 +134,7 @@ def _verdict(terms: Sequence[tuple[int, _Mean]], wanted: int, margin: float) -> 
 
 def overall(verdicts: Sequence[str]) -> str:
     """Of the lines of one claim."""
-    for verdict in ("fails", NOT_RUN, "undecided"):
+    for verdict in (CONFLICT, "fails", NOT_RUN, "undecided"):
         if verdict in verdicts:
             return verdict
     return "holds"

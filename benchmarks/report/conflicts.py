@@ -47,6 +47,28 @@ def conflicts(frame: pd.DataFrame) -> list[Conflict]:
     ]
 
 
+def of_mean(rows: pd.DataFrame) -> str | None:
+    """Why these runs have no mean: one seed (and subsample) twice, or runs of a task that differ in more than that.
+
+    rows: of the runs of one point of a curve, or one term of a claim; they may be of several tasks.
+    """
+    runs = rows.drop_duplicates(RUN)
+    for task, of_task in runs.groupby("task"):
+        scratch = of_task["experiment"].str.endswith(_SCRATCH).all()
+        names = [name for name in [*_MUST_AGREE, *SEARCHED] if not (scratch and name == "backbone_sha256")]
+        varied = [name for name in names if of_task[name].nunique(dropna=False) > 1]
+        if varied:
+            listed = [
+                _settings(of_task) if name == "setting" else f"{name} ({_some(of_task[name].unique())})"
+                for name in varied
+            ]
+            return f"runs on {task} differ in {', '.join(listed)}"
+        twice = of_task[of_task.duplicated(["seed", "train_sample"], keep=False)]
+        if len(twice):
+            return f"two runs on {task} for seed {twice['seed'].iloc[0]} ({_some(twice['run_id'])}); keep one"
+    return None
+
+
 def _repeated(runs: pd.DataFrame, by: list[str]) -> Iterator[Conflict]:
     repeated = runs[runs.duplicated([*GROUP, *by], keep=False)]
     for group, of_group in repeated.groupby(GROUP):

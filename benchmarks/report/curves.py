@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from benchmarks.record import write_files
+from benchmarks.report.conflicts import of_mean
+from benchmarks.report.grid_page import mark, marks_legend
 from benchmarks.report.over_tasks import of_split, seed_means
 from benchmarks.report.render import bullets, markdown_table, metric_name, page, points, unit, write
 from benchmarks.report.selection import at_selected
@@ -169,7 +172,8 @@ CURVES = [
 def curve_points(frame: pd.DataFrame, curve: Curve, scale: str) -> pd.DataFrame:
     """One line per series, x and metric, on the test split (published data: validation); empty without runs.
 
-    A failed run is counted: its point has a smaller n, and `failed` says by how many.
+    A failed run is counted: its point has a smaller n, and `failed` says by how many. Runs that make no mean
+    (conflicts.of_mean) have none: `conflict` says why. `flags`: what is suspicious about some run of the point.
     """
     at_scale = frame[frame["scale"] == scale]
     own = at_scale[at_scale["experiment"].isin(curve.experiments)]
@@ -196,10 +200,11 @@ def curve_points(frame: pd.DataFrame, curve: Curve, scale: str) -> pd.DataFrame:
     failed = own[own["status"] == "failed"].groupby([curve.series, "x"]).size()
     at = at_selected(own)
     at = pd.concat([at, at[at["metric"] == at["selection_metric"]].assign(metric=SCORE)], ignore_index=True)
-    at = of_split(at[at["metric"].isin(curve.metrics)], "test" if scale != PAPER else "validation")
+    at = of_split(at[at["metric"].isin(curve.metrics)], _split(scale))
     lines = []
     for (series, x, metric), of_point in at.groupby([curve.series, "x", "metric"], sort=True):
-        summary = summarize(seed_means(of_point).tolist())
+        conflict = of_mean(of_point)
+        summary = summarize([float("nan")] if conflict else seed_means(of_point).tolist())
         lines.append(
             {
                 "series": series,
@@ -208,12 +213,19 @@ def curve_points(frame: pd.DataFrame, curve: Curve, scale: str) -> pd.DataFrame:
                 "mean": summary.mean,
                 "low": summary.low,
                 "high": summary.high,
-                "n": summary.n,
+                "n": of_point["run_id"].nunique() if conflict else summary.n,
                 "failed": int(failed.get((series, x), 0)),
+                "conflict": conflict or "",
+                "flags": " ".join(sorted({*" ".join(of_point["flags"]).split()})),
                 "run_ids": " ".join(of_point["run_id"].unique()),
             }
         )
     return pd.DataFrame(lines)
+
+
+def _split(scale: str) -> str:
+    """Whose scores are drawn."""
+    return "validation" if scale == PAPER else "test"
 
 
 def write_curve(table: pd.DataFrame, curve: Curve, scale: str, output: Path) -> str:
@@ -221,7 +233,7 @@ def write_curve(table: pd.DataFrame, curve: Curve, scale: str, output: Path) -> 
     name = f"{scale}_{curve.name}"
     figure = ""
     if curve.x is not None:
-        write_files({output / f"{name}.svg": draw(table, curve)})
+        write_files({output / f"{name}.svg": draw(table, curve, scale)})
         figure = f"![{curve.title}]({name}.svg)"
     write(output, name, curve_page(table, curve, scale, figure), table)
     return name
@@ -236,12 +248,15 @@ def curve_page(table: pd.DataFrame, curve: Curve, scale: str, figure: str) -> st
         label = [f"`{series}`"] if curve.x is None else [_name(series), f"{x:g}"]
         failed = f" ({first['failed']} failed)" if first["failed"] else ""
         texts = [_cell(cells, metric) for metric in curve.metrics]
+        texts[0] += "" if first["conflict"] else "".join(mark(flag)[0] for flag in str(first["flags"]).split())
         lines.append([*label, f"{first['n']}{failed}", *texts])
     names = [*([""] if curve.x is None else ["", curve.x_label]), "n", *map(metric_name, curve.metrics)]
     notes = [
-        f"{'Validation' if scale == PAPER else 'Test'} split, {curve.chosen}; ± is the 95% interval of the mean "
-        "(Student's t).",
+        f"{_split(scale).capitalize()} split, {curve.chosen}; ± is the 95% interval of the mean (Student's t).",
         curve.units,
+        *(["The figure ends at 0 and 100, where intervals may not."] if figure and unit(curve.drawn) == 100 else []),
+        *marks_legend(flag for flags in table["flags"] for flag in flags.split()),
+        *(f"conflict: {cause}." for cause in table["conflict"].unique() if cause),
     ]
     table_text = markdown_table(names, lines)
     return page(f"{curve.title}, at {scale} scale", curve.about, figure, table_text, bullets(notes))
@@ -251,24 +266,33 @@ def _cell(cells: dict[str, dict[Any, Any]], metric: str) -> str:
     if metric not in cells:
         return "—"
     cell = cells[metric]
+    if cell["conflict"]:
+        return "conflict"
     spread = (cell["high"] - cell["low"]) / 2
     return points(cell["mean"], metric) + (f" ±{points(spread, metric)}" if spread == spread else "")
 
 
+_NAMES = {
+    "prompt_tuning/size": "prompt tuning, LM-adapted",
+    "prompt_tuning/model_tuning": "model tuning",
+    "prompt_tuning/multitask_model_tuning": "model tuning, multi-task",
+}
+
+
 def _name(series: Any) -> str:
     """Of a line: a text, or a number such as a length."""
-    return f"{series:g}" if isinstance(series, float) else str(series)
+    return f"{series:g}" if isinstance(series, float) else _NAMES.get(series, str(series))
 
 
 def _short(x: float) -> str:
-    """178496 as 178k: sizes stand close to each other."""
+    """178496 as 178k."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if x >= 10 * size:
             return f"{x / size:.0f}{letter}"
     return f"{x:g}"
 
 
-def draw(table: pd.DataFrame, curve: Curve) -> bytes:
+def draw(table: pd.DataFrame, curve: Curve, scale: str) -> bytes:
     """The curve of one metric as SVG, with the interval of every point."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -276,26 +300,30 @@ def draw(table: pd.DataFrame, curve: Curve) -> bytes:
     metric = curve.drawn
     of_metric = table[table["metric"] == metric]
     with mpl.rc_context({"svg.hashsalt": curve.name, "svg.fonttype": "none", "font.size": 10}):
-        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.add_subplot()
-        for series, of_series in of_metric.groupby("series", sort=True):
+        groups = list(of_metric.groupby("series", sort=True))
+        for place, (series, of_series) in enumerate(groups):
             scaled = unit(metric) * of_series[["mean", "low", "high"]]
             error = ((scaled["high"] - scaled["low"]) / 2).fillna(0.0)
-            label = None if of_metric["series"].nunique() == 1 else _name(series).removeprefix("prompt_tuning/")
-            axes.errorbar(of_series["x"], scaled["mean"], yerr=error, marker="o", capsize=3, label=label)
+            label = None if len(groups) == 1 else _name(series)
+            aside = place - (len(groups) - 1) / 2  # else the intervals of one x lie upon each other
+            x = of_series["x"] * 1.015**aside if curve.logarithmic else of_series["x"]
+            axes.errorbar(x, scaled["mean"], yerr=error, marker="o", markersize=4, capsize=3, label=label)
         if curve.logarithmic:
             axes.set_xscale("log")
         ticks = sorted(of_metric["x"].unique())
-        axes.set_xticks(ticks, [_short(x) for x in ticks])
+        close = {x for before, x in pairwise(ticks) if curve.logarithmic and x < 1.15 * before}
+        axes.set_xticks(ticks, ["" if x in close else _short(x) for x in ticks])
         if unit(metric) == 100:
             bottom, top = axes.get_ylim()
             axes.set_ylim(max(bottom, 0), min(top, 100))  # an interval may reach beyond what a score can be
         axes.minorticks_off()
         axes.set_xlabel(curve.x_label)
-        axes.set_ylabel(f"{metric_name(metric)} (test, 95% interval)")
+        axes.set_ylabel(f"{metric_name(metric)} ({_split(scale)}, 95% interval)")
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(fontsize=8)
+        if len(groups) > 1:
+            figure.legend(fontsize=8, loc="outside lower center", ncols=3)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,6 +17,9 @@ MARKS = {
     "nan_loss": ("ⁿ", "a run's loss was NaN"),
     "one_text_throughout": ("ᵗ", "a run writes the same text for every input"),
     "outputs_cut_off": ("ᵉ", "some output of a run came to no end and was cut off"),
+    "fewer_examples": ("ˡ", "some question had no room for all examples before it"),
+    "questions_cut_off": ("ᵏ", "some question had no room even without examples and lost words"),
+    "illegal_answers": ("ⁱ", "a run gives answers that are no label"),
     "not_scored_without_java": ("ʲ", "METEOR of a run was not computed: no Java"),
 }
 OTHER_MARK = "ˣ"
@@ -46,7 +49,7 @@ def cell_text(cell: Mapping[Any, Any], expected: int) -> str:
     text = points(cell["score"], cell["metric"])
     if cell["high"] == cell["high"]:
         text += f" ±{points((cell['high'] - cell['low']) / 2, cell['metric'])}"
-    text += "".join(_mark(flag)[0] for flag in _flags(cell))
+    text += "".join(mark(flag)[0] for flag in _flags(cell))
     if cell["column"] == AVERAGE:
         return text
     short = [f"n={cell['seeds']}"] if cell["seeds"] < expected else []
@@ -65,8 +68,14 @@ def _flags(cell: Mapping[Any, Any]) -> list[str]:
     return [flag for flag in str(cell["flags"]).split() if (cell["experiment"], flag) not in EXPECTED]
 
 
-def _mark(flag: str) -> tuple[str, str]:
+def mark(flag: str) -> tuple[str, str]:
+    """A flag of a run: its mark, and what it means."""
     return MARKS.get(flag, (OTHER_MARK, flag.replace("_", " ")))
+
+
+def marks_legend(flags: Iterable[str]) -> list[str]:
+    """A line for each mark that is used."""
+    return [f"{sign} {meaning}." for sign, meaning in dict.fromkeys(mark(flag) for flag in flags)]
 
 
 def _params(cells: Sequence[Mapping[Any, Any]]) -> str:
@@ -95,8 +104,7 @@ def _legend(table: pd.DataFrame) -> list[str]:
     if "conflict" in states:
         legend.append("conflict: the cell's runs do not belong together; the index names them.")
     cells = table.to_dict("records")
-    marks = dict.fromkeys(_mark(flag) for cell in cells for flag in _flags(cell))
-    legend += [f"{mark} {meaning}." for mark, meaning in marks]
+    legend += marks_legend(flag for cell in cells for flag in _flags(cell))
     for label, of_row in table[table["picked"] != ""].groupby("row", sort=False):
         picked = [f"{task} {picks.replace('bottleneck_dim ', '')}" for task, picks in _picks(of_row)]
         legend.append(f"{label}: picked on validation, {', '.join(picked)}.")

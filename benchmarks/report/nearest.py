@@ -13,7 +13,7 @@ from benchmarks.report.statistics import summarize
 NAME = "prompt_nearest"
 FOLDER = Path("nearest")  # below results/, of the files that `peft-bench nearest` writes
 SHOWN = "prompt_tuning/table3"  # whose tokens the page lists
-SETTING = ["experiment", "stands_for", "init", "length", "target_prefix", "optimizer", "learning_rate"]
+SETTING = ["experiment", "task", "stands_for", "init", "length", "target_prefix", "optimizer", "learning_rate"]
 _MEASURES = ["label_rows", "other_rows", "cohesion", "random_cohesion", "unique"]
 
 
@@ -26,7 +26,7 @@ def read_nearest(results: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
 
 
 def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One line per setting: n runs (tasks and seeds), every measure's mean, and the differences that T33 and T34 are
+    """One line per setting: n runs (seeds), every measure's mean, and the differences that T33 and T34 are
     about with their 95% intervals."""
     lines = []
     for key, of_setting in runs.groupby(SETTING):
@@ -49,17 +49,25 @@ def nearest_page(table: pd.DataFrame, tokens: pd.DataFrame, scale: str) -> str:
         near = [_number(line[name]) for name in ("cohesion", "random_cohesion")]
         start = line["init"] + (f", answers after `{line['target_prefix']}`" if line["target_prefix"] else "")
         trained = f"{line['optimizer']} {line['learning_rate']:g}"
-        setting = [line["experiment"], line["stands_for"], start, trained, f"{line['length']:.0f}", str(line["n"])]
+        setting = [
+            line["experiment"],
+            line["task"],
+            line["stands_for"],
+            start,
+            trained,
+            f"{line['length']:.0f}",
+            str(line["n"]),
+        ]
         lines.append([*setting, *shares, differences[0], *near, differences[1], _number(line["unique"])])
-    header = ["experiment", "stands in for", "start", "trained by", "length", "n", "labels", "others"]
+    header = ["experiment", "task", "stands in for", "start", "trained by", "length", "n", "labels", "others"]
     header += ["difference (T33)"]
     header += ["cohesion", "of random vectors", "difference (T34)", "different nearest (T35)"]
     notes = [
-        "labels, others: share of the tokens that started from a class label, and of the others, that have a piece of "
-        "a label among their five nearest vocabulary entries (cosine).",
+        "labels: share of the tokens that started from a class label that have a piece of their own label among their "
+        "five nearest vocabulary entries (cosine); others: of the other tokens, a piece of any label.",
         "cohesion: mean cosine between the five nearest entries of a token; beside it that of random vectors.",
         "different nearest: different nearest entries, divided by the length. T35: below that of shorter prompts.",
-        "n: runs, over tasks and seeds; ± the 95% interval of the mean difference.",
+        "n: runs, over seeds; ± the 95% interval of the mean difference.",
         *_t35(table),
     ]
     words = [
@@ -72,7 +80,7 @@ def nearest_page(table: pd.DataFrame, tokens: pd.DataFrame, scale: str) -> str:
     return page(
         f"What prompt tokens are near to, at {scale} scale",
         "Lester et al. 2021, section 7, in numbers.",
-        markdown_table(header, lines, left=4),
+        markdown_table(header, lines, left=5),
         bullets(notes),
         *(["## Every token of the first seed", listed] if listed else []),
     )

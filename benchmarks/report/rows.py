@@ -59,6 +59,8 @@ class ResultRow:
     init: str | None  # what a prompt starts from
     target_prefix: str | None  # before everything that a backbone writes
     in_context: str | None  # the prompt in words of a frozen backbone
+    shots: float | None  # examples in it
+    train_sample: float | None  # which subsample of the training rows
     source_form: str | None  # of a task answered in texts: what stands around a source
     parents: str  # run_ids this run started from, joined by spaces
     device: str | None
@@ -90,7 +92,7 @@ _FIELDS = {  # the part of the record -> the row's field -> its key there
     "data.rows": {"train_rows": "train"},
     "config.trainer": {name: name for name in ("optimizer", "learning_rate", "batch_size", "epochs")},
     "config.task": {"target_prefix": "target_prefix"},
-    "config.in_context": {"in_context": "name"},
+    "config.in_context": {"in_context": "name", "shots": "shots"},
     "config.method": {name: name for name in ("bottleneck_dim", "rank", "alpha", "length", "words", "init")},
     "numerics": {name: name for name in ("device", "dtype", "threads", "pack")},
     "cost": {name: name for name in ("train_seconds", "tokens_per_second", "peak_memory_bytes")},
@@ -165,7 +167,8 @@ def _run_fields(record: Mapping[str, Any]) -> dict[str, Any]:
     run = {name: record[name] for name in ("experiment", "scale", "settings", "task", "seed", "run_id", "status")}
     run |= {name: " ".join(record.get(name) or ()) for name in ("flags", "parents")}
     run["setting"] = _setting(record)
-    run["source_form"] = _source_form(record)
+    generation = _generation(record)
+    run["source_form"], run["train_sample"] = generation.get("source"), generation.get("train_sample")
     changed = record.get("departures")
     run["departures"] = None if changed is None else "; ".join(f"{k} {v[0]} (not {v[1]})" for k, v in changed.items())
     for path, names in _PLAN:
@@ -177,10 +180,10 @@ def _run_fields(record: Mapping[str, Any]) -> dict[str, Any]:
     return run
 
 
-def _source_form(record: Mapping[str, Any]) -> str | None:
+def _generation(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the run's task says of texts at its scale; empty for other tasks."""
     task = (record.get("config") or {}).get("task") or {}
-    name = "micro_generation" if record["scale"] == "micro" else "generation"
-    return (task.get(name) or {}).get("source")
+    return task.get("micro_generation" if record["scale"] == "micro" else "generation") or {}
 
 
 def _setting(record: Mapping[str, Any]) -> str | None:

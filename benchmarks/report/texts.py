@@ -77,7 +77,8 @@ def _shift(name: str, title: str, about: str, columns: tuple[Column, ...]) -> Te
         f"Lester et al. 2021, {title}, at micro scale",
         f"{about} Stand-in T5 (LM-adapted for the prompt) and generated tasks. Never to be compared with the printed "
         "scores: read down a column.",
-        "An answer that is no label, or not the answer's words, counts as wrong.",
+        "An answer that is no label, or not the answer's words, counts as wrong; illegal: percent of the answers "
+        "that are no label.",
         rows,
         columns,
         chosen=_BEST,
@@ -89,7 +90,7 @@ def _transfer(source: str, target: str) -> TextTable:
     columns = [
         Column(f"{names[task]} {metric_name(metric)}", source, metric, split="" if task == source else f"{task}/test")
         for task in (source, target)
-        for metric in ("accuracy", "f1")
+        for metric in ("accuracy", "f1", "illegal")
     ]
     title = f"table 2, {names[source]} to {names[target]}"
     return _shift(f"transfer_{source}_{target}", title, f"Trained on {names[source]}.", tuple(columns))
@@ -117,7 +118,7 @@ SMALL_PROMPTS = TextTable(
     "Real text, but a T5 of 6M parameters pretrained on 29 MB of it (results/pretraining/), and 300 steps at one "
     "setting (the prompt's rate was chosen on COPA, the model's not at all). True numbers, like no printed ones.",
     "Development splits; SQuAD: 7 of the 48 articles of its validation split, of which 34 were trained on. An answer "
-    "that is no label counts as wrong.",
+    "that is no label counts as wrong; illegal: percent of them.",
     (
         GridRow("majority class", "controls/majority"),
         GridRow("prompt tuning (20 tokens)", "small/t5_prompt"),
@@ -125,11 +126,16 @@ SMALL_PROMPTS = TextTable(
     ),
     (
         Column("BoolQ", "boolq", "accuracy"),
+        Column("BoolQ illegal", "boolq", "illegal"),
         Column("CB acc", "cb", "accuracy"),
         Column("CB F1", "cb", "macro_f1"),
+        Column("CB illegal", "cb", "illegal"),
         Column("COPA", "copa", "accuracy"),
+        Column("COPA illegal", "copa", "illegal"),
         Column("RTE", "rte", "accuracy"),
+        Column("RTE illegal", "rte", "illegal"),
         Column("WiC", "wic", "accuracy"),
+        Column("WiC illegal", "wic", "illegal"),
         Column("SQuAD EM", "squad_by_title", "squad_em", split="test"),
         Column("SQuAD F1", "squad_by_title", "squad_f1", split="test"),
     ),

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from benchmarks.config import InContextConfig
 from benchmarks.tasks.data import DataError
 
+LIKELIHOODS = ("per_token", "sum")
 _BLANKS = {"prompt": ("{source}",), "example": ("{source}", "{target}")}
 
 
@@ -17,6 +18,8 @@ def check_in_context(cfg: InContextConfig) -> None:
     """Raises ValueError for a prompt without its placeholders, or with others."""
     if cfg.shots < 0:
         raise ValueError(f"in_context.shots={cfg.shots}: expected 0 or more")
+    if cfg.likelihood not in LIKELIHOODS:
+        raise ValueError(f"in_context.likelihood={cfg.likelihood}: expected one of {', '.join(LIKELIHOODS)}")
     for name, blanks in _BLANKS.items():
         wanted = (*blanks, "{examples}") if name == "prompt" and cfg.shots else blanks
         text = getattr(cfg, name)
@@ -42,6 +45,10 @@ class InContext:
     examples: Sequence[tuple[str, str]]
     fewer: int = 0
     cut: int = 0
+
+    def flags(self) -> list[str]:
+        """What a reader of the run's record has to know of the texts that it has read."""
+        return [*(["fewer_examples"] if self.fewer else []), *(["questions_cut_off"] if self.cut else [])]
 
     def read(self, source: str, tokenizer: PreTrainedTokenizerBase, room: int) -> str:
         """The whole text for a question, of at most `room` tokens: with as many examples as fit; where it is too long

@@ -56,6 +56,11 @@ class Writer(Sequences):
             length = (read_length or sys.maxsize) if answered else max_length
             sources = [self.source(row) for row in rows]
             if self.in_context is not None and name != self.task.train_split:
+                if length > self.tokenizer.model_max_length:
+                    raise DataError(
+                        f"in_context={self.in_context.cfg.name}: trainer.max_length={length}, expected at most "
+                        f"{self.tokenizer.model_max_length}, what {self.tokenizer.name_or_path} was pretrained to read"
+                    )
                 room = self.room(targets, length)
                 sources = [self.in_context.read(text, self.tokenizer, room) for text in sources]
             pairs = self.pairs(sources, targets, labels, length)

@@ -51,10 +51,10 @@ def test_the_readmes_table_of_prompt_tuning_is_what_the_curves_say() -> None:
     printed = {line[0]: line[1:] for line in cells}
     size, pretraining, words = (_scores(name) for name in ("prompt_size", "prompt_pretraining", "prompt_in_context"))
     for row, of_curve, series in (
-        ("prompt tuning, LM-adapted", size, "prompt_tuning/size"),
+        ("prompt tuning, LM-adapted", size, "prompt tuning, LM-adapted"),
         ("the same after span corruption alone", pretraining, "span corruption"),
         ("the beginning of an answer, in words", words, "micro_cloze"),
-        ("model tuning", size, "prompt_tuning/model_tuning"),
+        ("model tuning", size, "model tuning"),
     ):
         assert printed[row] == of_curve[series]
 

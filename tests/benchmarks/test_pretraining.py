@@ -216,5 +216,9 @@ def test_an_objective_names_the_backbone_that_it_makes(tmp_path, capsys, monkeyp
         with pytest.raises(SystemExit):
             main(words)
     said = capsys.readouterr().err
+    with pytest.raises(SystemExit):  # the records are about the shipped one
+        main(["model=t5_small", "steps=7"])
+    assert "the shipped micro_t5_small, which records are about, would be replaced" in capsys.readouterr().err
+    assert len(made) == 1
     assert "no objective prefix_lm for bert, whose objective is mlm" in said
     assert "invalid choice: 'x' (choose from" in said

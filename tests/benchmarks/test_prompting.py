@@ -9,7 +9,7 @@ from benchmarks.compose import compose_job, register
 from benchmarks.config import InContextConfig
 from benchmarks.micro.folder import load_tokenizer
 from benchmarks.pretraining import BACKBONES
-from benchmarks.record import read_predictions
+from benchmarks.record import read_predictions, read_record, record_path
 from benchmarks.run import run_pack
 from benchmarks.tasks.data import DataError, load_run_data
 from benchmarks.tasks.prompting import InContext, check_in_context, draw
@@ -71,6 +71,7 @@ def test_as_many_examples_as_there_is_room_for(tokenizer):
         ({"example": "{source}"}, r"no \{target\}"),
         ({"prompt": "{examples}{source"}, "ValueError: expected '}'"),
         ({"shots": -1}, "in_context.shots=-1: expected 0 or more"),
+        ({"likelihood": "mean"}, "in_context.likelihood=mean: expected one of per_token, sum"),
     ],
 )
 def test_a_prompt_without_its_placeholder_is_refused(change, message):
@@ -110,10 +111,12 @@ def test_the_data_of_the_other_task_belong_to_the_runs_data():
 
 
 @pytest.mark.parametrize(("experiment", "model"), [("in_context", "t5_large_lm"), ("in_context_gpt2", "gpt2")])
-def test_the_most_probable_label_is_transformers_own(tmp_path, experiment, model):
-    """The sum of the log-probabilities of a label's tokens, by the model itself, one question at a time."""
+@pytest.mark.parametrize("likelihood", ["per_token", "sum"])
+def test_the_most_probable_label_is_transformers_own(tmp_path, experiment, model, likelihood):
+    """The log-probabilities of a label's tokens, by the model itself, one question at a time: their mean or sum."""
     register()
     words = [f"experiment=prompt_tuning/{experiment}", "in_context=micro_cloze", "task=glue/rte", "threads=1"]
+    words += [f"in_context.likelihood={likelihood}", "task.micro_text.labels=[far from good,bad]"]
     cfg = compose_job([*words, f"results_dir={tmp_path}"])
     (outcome,) = run_pack([cfg], show_progress=False)
     assert outcome.status == "done"
@@ -140,8 +143,23 @@ def test_the_most_probable_label_is_transformers_own(tmp_path, experiment, model
                 else:
                     start = torch.tensor([[tokenizer.pad_token_id, *target[:-1]]])
                     logits = network(torch.tensor([read]), decoder_input_ids=start).logits[0]
-            sums.append(logits.log_softmax(-1)[torch.arange(len(target)), torch.tensor(target)].sum().item())
+            each = logits.log_softmax(-1)[torch.arange(len(target)), torch.tensor(target)]
+            sums.append((each.sum() if likelihood == "sum" else each.mean()).item())
         expected.append(sums)
         chosen.append(int(np.argmax(sums)))
     assert chosen == found[: len(rows)]
     assert len({tuple(np.round(sums, 3)) for sums in expected}) > 10
+    scores = read_record(record_path(tmp_path, cfg.experiment, outcome.run_id))["scores"]
+    assert "illegal" not in {score["metric"] for score in scores}  # it chooses among the labels
+
+
+def test_no_more_than_the_backbone_was_pretrained_to_read(tmp_path):
+    register()
+    words = ["experiment=prompt_tuning/in_context", "in_context=micro_few_shot", "task=glue/sst2", "threads=1"]
+    cfg = compose_job([*words, f"results_dir={tmp_path}", "trainer.max_length=65"])
+    with pytest.raises(DataError, match=r"micro_few_shot: trainer.max_length=65, expected at most 64, what .* was"):
+        run_pack([cfg], show_progress=False)
+    cfg = compose_job([*words, f"results_dir={tmp_path}", "trainer.max_length=40"])
+    (outcome,) = run_pack([cfg], show_progress=False)
+    flags = read_record(record_path(tmp_path, cfg.experiment, outcome.run_id))["flags"]
+    assert "fewer_examples" in flags

@@ -86,9 +86,9 @@ def test_a_curve_has_a_point_per_length_and_counts_failures():
     assert of_bleu["mean"].tolist() == pytest.approx([0.51, 0.61, 0.63])
     assert of_bleu["failed"].tolist() == [1, 0, 0]
     assert "3 (1 failed)" in curve_page(table, curve, "micro", "")
-    drawing = draw(table, curve)
+    drawing = draw(table, curve, "micro")
     assert drawing.startswith(b"<?xml")
-    assert drawing == draw(table, curve)
+    assert drawing == draw(table, curve, "micro")
     assert curve_points(as_frame(rows), curve, "small").empty
 
 
@@ -226,7 +226,7 @@ def test_what_a_backbone_was_pretrained_to_do_is_a_line_of_its_curve():
     table = curve_points(as_frame(rows), curve, "micro")
     means = table[table["metric"] == "score"].set_index("series")["mean"].round(2).to_dict()
     assert means == {"LM adaptation": 0.71, "span corruption": 0.51, "span corruption + sentinel": 0.61}
-    assert b"span corruption + sentinel" in draw(table, curve)
+    assert b"span corruption + sentinel" in draw(table, curve, "micro")
 
 
 @pytest.mark.parametrize("name", [claims.name for claims in PAPERS])
