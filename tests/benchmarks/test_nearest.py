@@ -46,7 +46,7 @@ def test_labels_that_stay_and_labels_that_left():
 
 def test_the_page_says_what_a_setting_holds():
     setting = {"experiment": "prompt_tuning/length", "stands_for": "t5_large", "init": "class_labels", "scale": "micro"}
-    setting |= {"target_prefix": "", "optimizer": "adafactor"}
+    setting |= {"target_prefix": "", "optimizer": "adafactor", "task": "sst2"}
     measured = {"learning_rate": 0.3, "label_rows": 1.0, "other_rows": 0.25, "cohesion": 0.3, "random_cohesion": 0.1}
     runs = [setting | measured | {"length": n, "unique": u} for n, u in ((20, 1.0), (20, 0.9), (100, 0.5), (100, 0.7))]
     runs[0]["experiment"] = runs[1]["experiment"] = "prompt_tuning/size"  # which has the default length
