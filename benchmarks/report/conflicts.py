@@ -58,11 +58,7 @@ def of_mean(rows: pd.DataFrame) -> str | None:
         names = [name for name in [*_MUST_AGREE, *SEARCHED] if not (scratch and name == "backbone_sha256")]
         varied = [name for name in names if of_task[name].nunique(dropna=False) > 1]
         if varied:
-            listed = [
-                _settings(of_task) if name == "setting" else f"{name} ({_some(of_task[name].unique())})"
-                for name in varied
-            ]
-            return f"runs on {task} differ in {', '.join(listed)}"
+            return f"runs on {task} differ in {_values(of_task, varied)}"
         twice = of_task[of_task.duplicated(["seed", "train_sample"], keep=False)]
         if len(twice):
             return f"two runs on {task} for seed {twice['seed'].iloc[0]} ({_some(twice['run_id'])}); keep one"
@@ -85,12 +81,15 @@ def _differing(runs: pd.DataFrame, names: list[str]) -> Iterator[Conflict]:
     varied = runs.groupby(GROUP)[names].nunique(dropna=False) > 1
     for group in varied.index[varied.any(axis=1)]:
         of_group = runs[(runs[GROUP] == list(group)).all(axis=1)]
-        listed = [
-            _settings(of_group) if name == "setting" else f"{name} ({_some(of_group[name].unique())})"
-            for name in names
-            if varied.loc[group, name]
-        ]
-        yield Conflict(group, f"its seeds differ in {', '.join(listed)}")
+        differing = [name for name in names if varied.loc[group, name]]
+        yield Conflict(group, f"its seeds differ in {_values(of_group, differing)}")
+
+
+def _values(runs: pd.DataFrame, names: list[str]) -> str:
+    """Each of `names` with the values that the runs have."""
+    return ", ".join(
+        _settings(runs) if name == "setting" else f"{name} ({_some(runs[name].unique())})" for name in names
+    )
 
 
 def _settings(runs: pd.DataFrame) -> str:
