@@ -182,7 +182,8 @@ def _check_text(cfg: RunConfig, where: str, task: TaskConfig) -> None:
     key = f"{where}.micro_text" if cfg.scale.data == "micro" else f"{where}.text"
     if text is None:
         raise ValueError(
-            f"task {task.name} has no {key}, and {cfg.backbone.name} answers in text; add it in conf/task/"
+            f"task {task.name} has no {key}, and {cfg.backbone.name} answers in text; choose a task that has one "
+            "(task=glue/sst2), or add it in conf/task/"
         )
     expected = "no" if task.num_labels == 1 else task.num_labels
     if len(text.labels) != (task.num_labels if task.num_labels > 1 else 0) or len(set(text.labels)) < len(text.labels):

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="peft-bench ensemble",
         description="Majority vote of the seeds of a setting, all prompts in one pass, and its cost beside as many "
-        "models. Needs the trained tensors, so it runs where the runs were made.",
+        "models. Needs the trained tensors (results/trained), which no clone has: it runs where the runs were made.",
     )
     parser.add_argument("--experiment", default=EXPERIMENT, help=f"whose finished runs vote ({EXPERIMENT})")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder that holds records/ (results)")
@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     if not made:
         raise ValueError(
             f"no setting of {options.experiment} in {options.results / RECORDS} has {options.voters} finished seeds; "
-            f"make them with: peft-bench run -m experiment={options.experiment} 'seed=range({options.voters})'"
+            f"make them: {_commands(options)}"
         )
     return 0
 
@@ -108,8 +108,8 @@ def ensemble(group: Sequence[Record], options: argparse.Namespace) -> dict[str, 
             )
         if not trained_path(p.cfg, p.run_id).exists():
             raise ValueError(
-                f"{trained_path(p.cfg, p.run_id)} is not here: the trained tensors stay where the run was made; make "
-                "it again with force=true"
+                f"{trained_path(p.cfg, p.run_id)} is not here: the trained tensors stay where the run was made, no "
+                f"clone has them. Make voters of your own: {_commands(options)}"
             )
     first = cfgs[0]
     accelerator = devices.make_accelerator(first.device, first.trainer.precision, len(pack))
@@ -151,6 +151,13 @@ def ensemble(group: Sequence[Record], options: argparse.Namespace) -> dict[str, 
     path = options.results / FOLDER / found["experiment"] / f"{name}.json"
     write_files({path: (json.dumps(found, indent=1) + "\n").encode()})
     return found
+
+
+def _commands(options: argparse.Namespace) -> str:
+    return (
+        f"peft-bench run -m experiment={options.experiment} 'seed=range({options.voters})' results_dir=outputs/votes "
+        f"&& peft-bench ensemble --experiment {options.experiment} --voters {options.voters} --results outputs/votes"
+    )
 
 
 def _groups(results: Path, experiment: str) -> Iterator[list[Record]]:

@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="peft-bench nearest",
         description="The vocabulary entries nearest to each learned prompt token, and how they cluster. Needs the "
-        "trained tensors, so it runs where the runs were made.",
+        "trained tensors (results/trained), which no clone has: it runs where the runs were made.",
     )
     parser.add_argument("--experiment", default=EXPERIMENT, help=f"whose finished runs, a pattern ({EXPERIMENT})")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder that holds records/ (results)")
@@ -71,7 +71,9 @@ def main(argv: Sequence[str]) -> int:
     if not runs:
         raise ValueError(
             f"no finished prompt of {options.experiment} in {options.results / RECORDS} whose tensors are under "
-            f"{options.results / 'trained'}; they stay where the runs were made: run this there"
+            f"{options.results / 'trained'}: tensors stay where the runs were made, no clone has them. Run this there, "
+            "or make runs first, as: peft-bench sweep prompt_tuning results_dir=outputs/prompts && "
+            "peft-bench nearest --results outputs/prompts"
         )
     before = read_nearest(options.results)
     all_runs, all_tokens = (

@@ -106,7 +106,10 @@ def read_arguments(verb: str, argv: Sequence[str], description: str) -> tuple[Sw
         "included: 'task=glob(glue/*)' 'seed=range(3)'. Also pack=8 (runs trained together; default: by device and "
         "memory), budget=2h (refuse what is predicted to take longer; s, m, h or d)",
     )
-    workers = "processes of one thread each; with GPUs one for each (default: the number of GPUs or cores)"
+    workers = (
+        "processes, of one thread each where there are several (a single one takes all, or $OMP_NUM_THREADS: set it "
+        "to 1 where two sweeps share a machine); with GPUs one for each (default: the number of GPUs or cores)"
+    )
     parser.add_argument("--workers", type=int, help=workers)
     parser.add_argument("--retry", action="store_true", help="begin runs that failed with a bug or diverged again, too")
     parser.add_argument("--calibrate", action="store_true", help="measure the speed of what has never run here first")

@@ -121,7 +121,7 @@ def _name(cell: Cell) -> Any:
 
 
 class LocalPool:
-    """Worker processes on this machine: one a GPU where there are GPUs, else of one thread each."""
+    """Worker processes on this machine: one a GPU where there are GPUs, else several of one thread each."""
 
     def __init__(self, workers: int, gpus: int = 0):
         self.workers, self.gpus = workers, gpus
@@ -208,7 +208,7 @@ def _lost(pack: PlannedPack) -> list[Line]:
 
 
 def _start(workers: int, devices: Any) -> None:
-    """One thread a worker: two one-thread processes train small backbones faster than one of two threads."""
+    """One thread for each of several: two such processes train small backbones faster than one of two threads."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     device = devices.get()
     if device is not None:

@@ -34,8 +34,10 @@ _ABOUT = {
     "Avg: mean over the eight tasks, of two metrics their mean first.",
     "prompt_tuning_released": "T5 Base after LM adaptation on GLUE's dev sets, 100 rows: one prompt a task of its "
     "authors, the only printed scores of a smaller T5. How many were trained and how these were chosen is not said.",
-    "prompt_design": "All that the paper prints of prompts in words; prompts of our own on LM-adapted T5 and GPT-2 are "
-    "`prompt_tuning/in_context*`, whose table is that of their scale.",
+    "prompt_design": "The scores that the paper prints of prompts in words, beside the first T5 (of Raffel et al. "
+    "2020, not T5 1.1). In words only: a tuned prompt on T5 Small equals GPT-3 XL (over 16 times larger), one on T5 "
+    "Large is above GPT-3 175B (over 220 times), and GPT-3's prompts on LM-adapted T5 are far below GPT-3. Prompts of "
+    "our own on LM-adapted T5 and GPT-2 are `prompt_tuning/in_context*`, whose table is that of their scale.",
     "prefix_xsum": "BART-large on the XSUM test set, ROUGE F of stemmed words. The number of seeds is not stated; the "
     "released code takes the checkpoint that is best by validation ROUGE-2, the suite the one of the lowest validation "
     "loss. The fine-tuning row is quoted from Lewis et al. 2020.",

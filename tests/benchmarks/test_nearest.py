@@ -63,7 +63,7 @@ def test_the_page_says_what_a_setting_holds():
 
 
 def test_without_tensors_it_says_where_to_run(tmp_path):
-    with pytest.raises(ValueError, match="they stay where the runs were made: run this there"):
+    with pytest.raises(ValueError, match=r"no clone has them\. Run this there, or make runs first"):
         main(["--results", str(tmp_path)])
     for pattern in ("", "/tmp"):
         with pytest.raises(ValueError, match="expected a name or pattern such as prompt_tuning/"):
