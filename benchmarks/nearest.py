@@ -21,12 +21,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.record import RECORDS, Record, read_record, write_files
+from benchmarks.record import RECORDS, Record, read_record, record_path, write_files
 from benchmarks.report.nearest import FOLDER, SETTING, read_nearest
 
 EXPERIMENT = "prompt_tuning/*"
@@ -77,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         )
     before = read_nearest(options.results)
     all_runs, all_tokens = (
-        _beside(measured, kept)
+        beside(measured, kept, options.results)
         for measured, kept in zip((pd.DataFrame(runs), pd.DataFrame(tokens)), before or (None, None), strict=True)
     )
     first = all_tokens.groupby(SETTING)["seed"].transform("min")
@@ -89,11 +90,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _beside(measured: pd.DataFrame, before: pd.DataFrame | None) -> pd.DataFrame:
-    """With the lines of runs that were measured before, whose tensors may lie elsewhere."""
+def beside(measured: pd.DataFrame, before: pd.DataFrame | None, results: Path) -> pd.DataFrame:
+    """With the lines of runs that were measured before, whose tensors may lie elsewhere; not without their record."""
     if before is None:
         return measured
-    kept = before[~before["run_id"].isin(measured["run_id"])]
+    recorded = [
+        record_path(results, *run).is_file() for run in zip(before["experiment"], before["run_id"], strict=True)
+    ]
+    kept = before[np.array(recorded, bool) & ~before["run_id"].isin(measured["run_id"])]
     order = ["experiment", "stands_for", "run_id"]
     return pd.concat([measured, kept], ignore_index=True).sort_values(order, kind="stable", ignore_index=True)
 

@@ -61,7 +61,7 @@ def test_three_prompts_vote_in_one_pass_as_their_records_would(made: Path, capsy
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--voters", "4"], "has 4 finished seeds; make them with: peft-bench run -m experiment=prompt_tuning/table3"),
+        (["--voters", "4"], "has 4 finished seeds; make them: peft-bench run -m experiment=prompt_tuning/table3"),
         (["--experiment", "prompt_tuning/none"], "no setting of prompt_tuning/none"),
         (["--voters", "1"], "--voters 1 --repeats 5: expected at least 2 prompts"),
         (["--repeats", "0"], "--voters 5 --repeats 0: expected at least 2 prompts, and 1 timed pass"),

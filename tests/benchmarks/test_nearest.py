@@ -6,7 +6,8 @@ import pytest
 import torch
 from sklearn.metrics.pairwise import cosine_similarity
 
-from benchmarks.nearest import NEAREST, RANDOM, main, measure
+from benchmarks.nearest import NEAREST, RANDOM, beside, main, measure
+from benchmarks.record import record_path
 from benchmarks.report.nearest import nearest_page, settings_table
 
 
@@ -42,6 +43,19 @@ def test_labels_that_stay_and_labels_that_left():
     assert gone["other_rows"] is None
     assert not {3} & {*near.indices[0].tolist()}
     assert measure(spread[[2, 2, 2, 7]], spread, [])[0]["unique"] == 0.5
+
+
+def test_what_was_measured_before_stays_while_its_record_does(tmp_path):
+    def lines(**values: float) -> pd.DataFrame:
+        return pd.DataFrame({"experiment": "a", "stands_for": "b", "run_id": [*values], "unique": [*values.values()]})
+
+    for run in ("1", "2"):
+        path = record_path(tmp_path, "a", run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    found = beside(lines(**{"1": 0.5}), lines(**{"1": 0.1, "2": 0.2, "3": 0.3}), tmp_path)
+    assert found[["run_id", "unique"]].to_numpy().tolist() == [["1", 0.5], ["2", 0.2]]
+    assert beside(lines(**{"1": 0.5}), None, tmp_path)["run_id"].tolist() == ["1"]
 
 
 def test_the_page_says_what_a_setting_holds():
