@@ -38,6 +38,7 @@ class Curve:
     chosen: str = "at each run's evaluation with the lowest validation loss"
     units: str = "BLEU, METEOR and ROUGE in points; NIST and CIDEr in their own units; loss in nats per token."
     logarithmic: bool = True
+    series_label: str = ""  # where the names of the series do not say what they are
     shared: tuple[str, ...] = ()  # experiments whose runs stand at the points that no run of `experiments` has
 
 
@@ -78,7 +79,10 @@ CURVES = [
         "experiment",
         ("prompt_tuning/size", "prompt_tuning/model_tuning", "prompt_tuning/multitask_model_tuning"),
     ),
-    _of_prompts("length", "Prompt length", "Lester et al. 2021, figure 3 (a).", "length"),
+    replace(
+        _of_prompts("length", "Prompt length", "Lester et al. 2021, figure 3 (a).", "length"),
+        series_label="prompt length",
+    ),
     _of_prompts("init", "The start of the prompt", "Lester et al. 2021, figure 3 (b).", "init"),
     _of_prompts(
         "pretraining", "What the backbone was pretrained to do", "Lester et al. 2021, figure 3 (c).", "objective"
@@ -250,7 +254,7 @@ def curve_page(table: pd.DataFrame, curve: Curve, scale: str, figure: str) -> st
         texts = [_cell(cells, metric) for metric in curve.metrics]
         texts[0] += "" if first["conflict"] else "".join(mark(flag)[0] for flag in str(first["flags"]).split())
         lines.append([*label, f"{first['n']}{failed}", *texts])
-    names = [*([""] if curve.x is None else ["", curve.x_label]), "n", *map(metric_name, curve.metrics)]
+    names = [*([""] if curve.x is None else [curve.series_label, curve.x_label]), "n", *map(metric_name, curve.metrics)]
     notes = [
         f"{_split(scale).capitalize()} split, {curve.chosen}; ± is the 95% interval of the mean (Student's t).",
         curve.units,
@@ -323,7 +327,7 @@ def draw(table: pd.DataFrame, curve: Curve, scale: str) -> bytes:
         axes.set_ylabel(f"{metric_name(metric)} ({_split(scale)}, 95% interval)")
         axes.grid(alpha=0.3)
         if len(groups) > 1:
-            figure.legend(fontsize=8, loc="outside lower center", ncols=3)
+            figure.legend(title=curve.series_label or None, fontsize=8, loc="outside lower center", ncols=3)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
