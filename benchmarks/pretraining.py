@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,12 +170,18 @@ class PretrainReport:
     versions: dict[str, str]
 
 
-def pretrain(cfg: PretrainConfig) -> PretrainReport:
-    """Train tokenizer and model on the micro corpus and write `cfg.output`, whole or not at all."""
+def pretrain(cfg: PretrainConfig, force: bool = False) -> PretrainReport:
+    """Train tokenizer and model and write `cfg.output`, whole or not at all; the report of what is there already.
+
+    force: make it again, and replace what was made otherwise. Raises ValueError for the latter without it.
+    """
     if cfg.model_type not in BUILDERS:
         raise ValueError(f"unknown model_type {cfg.model_type!r}; expected one of {sorted(BUILDERS)}")
     check_objective(cfg.objective, cfg.model_type)
     _check(cfg)
+    if not force and (found := _found(cfg)) is not None:
+        print(f"found: {cfg.output} was made with these settings; --force makes it again", flush=True)
+        return found
     threads = torch.get_num_threads()
     torch.set_num_threads(cfg.threads)
     try:
@@ -198,6 +204,25 @@ def _check(cfg: PretrainConfig) -> None:
                 f"output={target} is there and is no backbone made here (no pretraining.json), and would be replaced: "
                 "change --output, or remove it"
             )
+
+
+def _found(cfg: PretrainConfig) -> PretrainReport | None:
+    """The report of the same run, if all that it writes is there. Raises ValueError where another would be replaced."""
+    targets = [cfg.output, *(_kept(cfg, step) for step in cfg.keep)]
+    reports = []
+    for target in targets:
+        if not target.exists():
+            continue
+        made = json.loads((target / "pretraining.json").read_text())
+        asked = _described(cfg) | {"output": target.name}
+        defaults = _described(PretrainConfig(cfg.model_type, target))
+        if differ := [key for key, value in asked.items() if made["config"].get(key, defaults[key]) != value]:
+            raise ValueError(
+                f"output={target} holds a backbone made with other {', '.join(differ)}, and would be replaced: change "
+                "--output, or give --force"
+            )
+        reports.append(PretrainReport(**{f.name: made["report"].get(f.name) for f in fields(PretrainReport)}))
+    return reports[0] if len(reports) == len(targets) else None
 
 
 def _kept(cfg: PretrainConfig, step: int) -> Path:
@@ -224,7 +249,7 @@ def _pretrain(cfg: PretrainConfig) -> PretrainReport:
     _fuse_gelu(model)
     groups = _decay_groups(model, cfg.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(0.9, 0.98), fused=True)
-    path, described = state_path(cfg.output), _described(cfg)
+    path, described = state_path(cfg.output), _described(cfg) | _read(cfg)
     done = load_state(path, described, model, optimizer)
     for step in range(done.step):  # what was seen already
         _ease_in(cfg, stream, step)
@@ -277,6 +302,15 @@ def _described(cfg: PretrainConfig) -> dict[str, Any]:
     names = {key: path.name if path else None for key, path in places.items()}
     described: dict[str, Any] = json.loads(json.dumps(asdict(cfg) | names))
     return described
+
+
+def _read(cfg: PretrainConfig) -> dict[str, Any]:
+    """What a run reads, beyond its name: its state belongs to no other weights and texts."""
+    texts = sorted(cfg.text.glob("*/train.parquet")) if cfg.text else []
+    return {
+        "start_sha256": file_sha256(cfg.start / "model.safetensors") if cfg.start else None,
+        "text_sha256": {path.parent.name: file_sha256(path) for path in texts},
+    }
 
 
 def _write(
@@ -374,7 +408,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`peft-bench pretrain`: 0 if all was made and, with --check, every backbone is within the tolerance."""
     argv = [f"--{word}" if re.match("[a-z]+=", word) else word for word in (sys.argv[1:] if argv is None else argv)]
     about = f"{__doc__.split(chr(10))[0]} Every option may be written key=value, too: objective=prefix_lm."
-    parser = argparse.ArgumentParser(prog="peft-bench pretrain", description=about)
+    parser = argparse.ArgumentParser(prog="peft-bench pretrain", description=about, allow_abbrev=False)
     parser.add_argument("--model", choices=sorted(SHIPPED | OF_TEXT), help="backbone to pretrain")
     parser.add_argument(
         "--objective",
@@ -391,6 +425,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--start", type=Path, metavar="DIR", help="go on from this folder, as the T5's *_lm do")
     parser.add_argument("--seed", type=int, default=PretrainConfig.seed)
+    parser.add_argument("--force", action="store_true", help="make again what is there, or replace it by another")
     parser.add_argument("--check", action="store_true", help="remake (all or --model) and compare with the shipped")
     args = parser.parse_args(argv)
     if not args.model and not args.check:
@@ -416,7 +451,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"without --output the shipped {shipped.name}, which records are about, would be replaced by one "
                     "made otherwise (--steps, --seed, --start or --keep); name a folder with --output DIR"
                 )
-            report = pretrain(cfg)
+            report = pretrain(cfg, args.force)
             unigram = unigram_loss(load_tokenizer(output), cfg.objective, cfg.model_type)
             print(
                 f"{output}: validation loss {report.validation_loss:.4f} nats per token (from frequencies alone: "
@@ -450,7 +485,7 @@ def _as_asked(made: PretrainConfig, args: argparse.Namespace) -> PretrainConfig:
 
 def _pretrain_on_text(made: PretrainConfig, args: argparse.Namespace) -> int:
     cfg = _as_asked(replace(made, output=args.output or made.output), args)
-    report = pretrain(cfg)
+    report = pretrain(cfg, args.force)
     print(
         f"{cfg.output}: {report.parameters:,} parameters, {report.tokens:,} tokens, validation loss "
         f"{report.validation_loss:.4f} nats per token, {report.seconds:.0f} s"

@@ -238,8 +238,12 @@ def test_a_stopped_pretraining_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     stopped = replace(cfg, output=tmp_path / "stopped" / "whole")
     with pytest.raises(KeyboardInterrupt):
         pretrain(stopped)
-    with pytest.raises(ValueError, match="state of a run with other learning_rate"):
+    with pytest.raises(
+        ValueError, match="whole_10 holds a backbone made with other learning_rate, and would be replaced"
+    ):
         pretrain(replace(stopped, learning_rate=1e-3))
+    with pytest.raises(ValueError, match="is the state of a run with other learning_rate, keep: finish that run"):
+        pretrain(replace(stopped, learning_rate=1e-3, keep=()))
     report = pretrain(stopped)
     assert len(seen) == 17 + 14
     assert report.weights_sha256 == whole.weights_sha256

@@ -1,6 +1,7 @@
 """Shipped backbones load as hub folders do; pretraining learns, repeats bit for bit, and writes whole folders."""
 
 import json
+import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -121,9 +122,27 @@ def test_an_interrupted_run_leaves_the_old_backbone(tmp_path, monkeypatch):
     before = (output / "model.safetensors").read_bytes()
     monkeypatch.setattr("benchmarks.pretraining.validation_loss", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        pretrain(replace(TINY, output=output, steps=3))
+        pretrain(replace(TINY, output=output, steps=3), force=True)
     assert (output / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["backbone"]
+
+
+def test_what_is_there_is_found_and_never_replaced_by_another(tmp_path, capsys):
+    cfg = replace(TINY, output=tmp_path / "backbone", steps=4, keep=(2,))
+    made = pretrain(cfg)
+    weights = cfg.output / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert pretrain(cfg) == made
+    assert "was made with these settings; --force makes it again" in capsys.readouterr().out
+    for other in (replace(cfg, steps=5), replace(cfg, seed=1), replace(cfg, objective="causal_lm", model_type="gpt2")):
+        with pytest.raises(ValueError, match=r"backbone made with other .*, and would be replaced: change --output"):
+            pretrain(other)
+    assert weights.stat().st_mtime_ns == before
+    shutil.rmtree(tmp_path / "backbone_2")  # one of its checkpoints is gone: made again
+    assert pretrain(cfg).weights_sha256 == made.weights_sha256
+    assert weights.stat().st_mtime_ns > before
+    assert pretrain(replace(cfg, steps=5, keep=()), force=True).steps == 5
+    assert all(pretraining._found(shipped) for shipped in pretraining.SHIPPED.values())
 
 
 def test_masking_is_80_10_10():
@@ -203,7 +222,7 @@ def test_real_text_goes_with_its_backbone_only(capsys):
 def test_an_objective_names_the_backbone_that_it_makes(tmp_path, capsys, monkeypatch):
     made = []
 
-    def stop(cfg: PretrainConfig) -> None:
+    def stop(cfg: PretrainConfig, force: bool) -> None:
         made.append(cfg)
         raise KeyboardInterrupt
 
