@@ -33,9 +33,11 @@ def read_mrqa(path: Path) -> dict[str, list[Any]]:
                 for asked in found["qas"]:
                     columns["context"].append(found["context"])
                     columns["question"].append(asked["question"])
-                    if not isinstance(asked["answers"], list):
-                        raise TypeError(f"answers {asked['answers']!r} are no list")
+                    if not isinstance(asked["answers"], list) or not asked["answers"]:
+                        raise TypeError(f"answers {asked['answers']!r} are no list of texts")
                     columns["answers"].append(asked["answers"])
+        if not columns["question"]:
+            raise ValueError("no question in all of the file")
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}, line {number}: {type(error).__name__}: {error}; expected gzipped lines of JSON, a "

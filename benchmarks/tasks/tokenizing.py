@@ -111,7 +111,8 @@ def tokenize_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> 
     each: list[list[int]] = []
     for start in range(0, len(texts), CHUNK):
         chunk = list(texts[start : start + CHUNK])
-        each += tokenizer(chunk, add_special_tokens=False, padding=False, truncation=False)["input_ids"]
+        # verbose: cutting comes later, so that transformers' warning of texts that are too long says nothing
+        each += tokenizer(chunk, add_special_tokens=False, padding=False, truncation=False, verbose=False)["input_ids"]
     if empty := [text for text, ids in zip(texts, each, strict=True) if not ids]:
         raise DataError(
             f"{tokenizer.name_or_path} makes no token of {empty[0]!r}; change task.text (micro: task.micro_text)"

@@ -4,7 +4,9 @@ N rows of a split, B rows of a batch, U tokens of the longest answer.
 """
 
 import dataclasses
+import re
 import sys
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -47,7 +49,7 @@ class Writer(Sequences):
         Raises DataError for a label without words or that would not be read back as itself, and where max_length
         leaves no room for a source.
         """
-        self._check_labels()
+        self._check_labels(max_length)
         splits = {}
         for name, rows in data.texts.items():
             labels = data.labels[name]
@@ -69,10 +71,24 @@ class Writer(Sequences):
             self.max_new_tokens = max(self.max_new_tokens, longest + SPARE_TOKENS)
         return splits
 
-    def _check_labels(self) -> None:
-        """Every label, written as it should be, is read as what it is."""
+    def _check_labels(self, max_length: int) -> None:
+        """Every label, written as it should be, has room and is read as what it is."""
+        known = self.tokenizer.get_vocab()
+        if unknown := [name for name in re.findall(r"<extra_id_\d+>", self.task.target_prefix) if name not in known]:
+            raise DataError(
+                f"task.target_prefix={self.task.target_prefix!r}: {self.tokenizer.name_or_path} has no {unknown[0]}; "
+                "expected one of its sentinels, <extra_id_0> to <extra_id_99>"
+            )
+        room = min(max_length, self.tokenizer.model_max_length)
         for label, word in enumerate(self.text.labels):
             (ids,) = tokenize_texts([self.target(label)], self.tokenizer)
+            if len(ids) + 1 > room:  # and an end token
+                raise DataError(
+                    f"{self.task.name}: {textwrap.shorten(word, 50, placeholder='...')!r} of label {label} has "
+                    f"{len(ids)} tokens, expected at most {room - 1} (trainer.max_length, or what "
+                    f"{self.tokenizer.name_or_path} was pretrained to read); shorten the "
+                    "labels of task.text (micro: task.micro_text)"
+                )
             found = self.read(torch.tensor([[*self.begin, *ids, self.end]]))[0]
             if found != label:
                 means = "no label" if found == ILLEGAL else f"label {found}"

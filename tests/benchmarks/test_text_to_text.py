@@ -168,6 +168,8 @@ def test_wsc_trains_on_right_referents_and_is_scored_on_all(tmp_path: Path):
         ("['</s>',good]", "", "'</s>' of label 0 is read back as no label"),
         ("[bad,good]", "</s>", "'bad' of label 0 is read back as no label"),
         ("['',good]", "", "makes no token of ''"),
+        ("[bad,good]", "<extra_id_999>", "has no <extra_id_999>; expected one of its sentinels"),
+        (f"[bad,{' '.join(['good'] * 64)}]", "", "good good...' of label 1 has 64 tokens, expected at most 47"),
     ],
 )
 def test_labels_that_could_never_be_answered_are_refused(labels: str, prefix: str, message: str):
@@ -253,6 +255,13 @@ def test_every_question_of_an_mrqa_file_is_a_row(tmp_path: Path):
     mrqa(tmp_path / "wrong" / "mrqa" / "BioASQ.jsonl.gz", {"header": {"dataset": "DuoRC.ParaphraseRC"}})
     with pytest.raises(DataError, match=r"says that this is DuoRC.ParaphraseRC, its name that it is BioASQ"):
         load_task(cfg.task, cfg.scale, str(tmp_path / "wrong"), trains=False)
+    for place, lines in (
+        ("no answer", [{"context": "Ada.", "qas": [{"question": "Who?", "answers": []}]}]),
+        ("no question in all of the file", []),
+    ):
+        mrqa(tmp_path / place / "mrqa" / "BioASQ.jsonl.gz", {"header": {"dataset": "BioASQ"}}, *lines)
+        with pytest.raises(DataError, match=f"{place}|answers .* are no list of texts"):
+            load_task(cfg.task, cfg.scale, str(tmp_path / place), trains=False)
     with pytest.raises(DataError, match=r"no file .*DROP.jsonl.gz \(found: BioASQ"):
         load_task(config("task=mrqa/drop").task, cfg.scale, str(tmp_path), trains=False)
 
