@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Transformer
 from omegaconf import OmegaConf
 
 from benchmarks.compose import choices, compose_run, task_choice
-from benchmarks.config import CONF_DIR
+from benchmarks.config import CONF_DIR, RunConfig
 from benchmarks.setting import scientific, start
 
 
@@ -37,6 +37,24 @@ def departures(config: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {key: both for key, both in changed.items() if both[0] not in grid.get(key, ())}
 
 
+def unused_decoding(config: Mapping[str, Any]) -> list[str]:
+    """The keys of `decoding` that were changed although the task is answered with labels, which are written greedily.
+
+    config: as plain data. [] where the task is answered in texts, and for an experiment or task that has no file.
+    """
+    experiment, task, scale = config["experiment"], config["task"], config["scale"]
+    if task["micro_generation" if scale["data"] == "micro" else "generation"] is not None:
+        return []
+    words = [f"decoding={config['decoding']['name']}"]
+    if experiment != "custom":
+        name, unknown = _choice(experiment, task["dataset"], task["name"])
+        if unknown:
+            return []
+        words = _words(experiment, name, config["settings"], scale["name"])
+    expected = dataclasses.asdict(_composed(*words).decoding)
+    return [f"decoding.{key}" for key, value in config["decoding"].items() if value != expected[key]]
+
+
 @functools.lru_cache(maxsize=256)  # looking through conf/ takes as long as all the rest
 def _choice(experiment: str, dataset: str, name: str) -> tuple[str, dict[str, str]]:
     """What follows `task=`, and the first of experiment and task that has no file."""
@@ -47,8 +65,16 @@ def _choice(experiment: str, dataset: str, name: str) -> tuple[str, dict[str, st
 
 @functools.lru_cache(maxsize=64)
 def _own(experiment: str, task: str, settings: str, scale: str) -> dict[str, Any]:
-    words = [f"experiment={experiment}", f"task={task}", f"settings={settings}", f"scale={scale}"]
-    return _flat(dataclasses.asdict(compose_run(words)))
+    return _flat(dataclasses.asdict(_composed(*_words(experiment, task, settings, scale))))
+
+
+@functools.lru_cache(maxsize=64)
+def _composed(*words: str) -> RunConfig:
+    return compose_run(list(words))
+
+
+def _words(experiment: str, task: str, settings: str, scale: str) -> list[str]:
+    return [f"experiment={experiment}", f"task={task}", f"settings={settings}", f"scale={scale}"]
 
 
 def swept_keys(experiment: str) -> set[str]:

@@ -100,10 +100,12 @@ def compose_act(act: Act, folder: Path) -> list[RunConfig]:
     At scale=paper; the experiments in the folders small/ and grid/ are in no paper, theirs are small and micro.
     """
     scale = {"small": "small", "grid": "micro"}.get(act.experiment.partition("/")[0], "paper")
-    short = [f"trainer.max_steps={STEPS}", "decoding.max_new_tokens=6", "decoding.min_new_tokens=0"]
+    short = [f"trainer.max_steps={STEPS}"]
     places = [f"results_dir={folder / 'results'}", *([] if scale == "micro" else [f"data_dir={folder / 'data'}"])]
     cfgs = [compose_job([*job, f"scale={scale}", *short, *places]) for job in act.jobs]
     for cfg in cfgs:
+        if cfg.task.generation is not None:
+            cfg.decoding.max_new_tokens, cfg.decoding.min_new_tokens = 6, 0
         if cfg.backbone.model_type == "t5" and scale != "micro":  # whole texts: attention over 700 words and a prompt
             cfg.trainer.eval_batch_size = cfg.decoding.batch_size = 1
         if scale == "small" and cfg.task.generation is not None:

@@ -16,7 +16,7 @@ import torch
 from benchmarks import claims, parents
 from benchmarks.checks import check_pack
 from benchmarks.config import RunConfig
-from benchmarks.departures import departures
+from benchmarks.departures import departures, unused_decoding
 from benchmarks.making import make
 from benchmarks.prepare import Outcome, Prepared, check_writable, found_done, outcome_of, prepare
 
@@ -65,7 +65,10 @@ def _run_pack(
         todo = [p for p, outcome in zip(prepared, found, strict=True) if outcome is None]
         pack = prepared if whole and todo else todo
         for p in todo:
-            p.departures = departures(dataclasses.asdict(p.cfg))
+            config = dataclasses.asdict(p.cfg)
+            p.departures = departures(config)
+            if unused := unused_decoding(config):
+                log.warning("not used: %s: %s is answered with its labels", ", ".join(unused), p.cfg.task.name)
         made = dict(
             zip(
                 [p.run_id for p in pack], make(pack, show_progress, held, micro_batch_size) if pack else [], strict=True

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from benchmarks.compose import compose_run
-from benchmarks.departures import departures
+from benchmarks.departures import departures, unused_decoding
 
 LORA = "experiment=lora/table2_roberta_base_lora"
 SWEEP = "experiment=houlsby2019/table1_adapters_8_256"
@@ -49,6 +49,17 @@ def test_every_other_value_is_one() -> None:
     assert of(LORA, "task=glue/rte", "scale=paper", "init_from=null").keys() >= {"init_from.experiment"}
     seeds = of(LORA, "task=glue/rte", "scale=paper", "init_from.seeds=[0]")
     assert seeds == {"init_from.seeds": [[0], [0, 1, 2, 3, 4]]}
+
+
+def test_decoding_that_a_task_with_labels_does_not_use_is_named() -> None:
+    def unused(*words: str) -> list[str]:
+        return unused_decoding(dataclasses.asdict(compose_run(list(words))))
+
+    prompt = "experiment=prompt_tuning/size"
+    assert unused(prompt, "task=glue/sst2", "decoding.beams=4") == ["decoding.beams"]
+    assert unused("backbone=t5_base_lm_adapt", "task=glue/sst2", "decoding.beams=4") == ["decoding.beams"]
+    assert unused(prompt, "task=glue/sst2") == unused(prompt, "task=squad", "decoding.beams=4") == []
+    assert unused("experiment=small/t5_prompt", "task=super_glue/cb", "scale=small") == []
 
 
 def test_a_task_or_experiment_without_a_file_is_one() -> None:
