@@ -1,4 +1,4 @@
-"""Which learning rate a tuning sweep chose: python -m benchmarks.report.tuning outputs/tuning
+"""Which learning rate a tuning sweep chose: python -m benchmarks.report.tuning outputs/tuning [--runs FILE]
 
 Per experiment (and start, length, backbone or target prefix, where it has several), the mean over tasks of each run's
 score on validation, by the rule that selects its checkpoint. A rate that lacks a run of a task, failed ones included,
@@ -11,8 +11,11 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.config import LOSS
+from benchmarks.record import write_files
 from benchmarks.report.rows import results_frame
 
+RUNS = ["experiment", "task", "stands_for", "init", "length", "target_prefix", "optimizer", "learning_rate", "seed"]
+MADE = ["metric", "score", "train_seconds", "device", "git_commit", "run_id"]
 AXES = ["stands_for", "init", "length", "target_prefix"]  # each value of which has its own rate
 
 
@@ -21,11 +24,7 @@ def chosen_rates(frame: pd.DataFrame) -> pd.DataFrame:
     score, or the lowest loss."""
     if frame.empty:
         raise ValueError("no records: expected those of `peft-bench sweep micro_tuning results_dir=...`")
-    selected = frame[
-        (frame["split"] == frame["selection_split"])
-        & (frame["metric"] == frame["selection_metric"])
-        & (frame["checkpoint"] == frame["selection_checkpoint"])
-    ]
+    selected = _selected(frame)
     selected = selected.assign(experiment=_settings(selected))
     means = pd.DataFrame({name: _means(of_setting) for name, of_setting in selected.groupby("experiment")}).T
     means = means.rename_axis("experiment").rename_axis("learning_rate", axis="columns").sort_index(axis="columns")
@@ -33,6 +32,21 @@ def chosen_rates(frame: pd.DataFrame) -> pd.DataFrame:
     whole = means[means.notna().any(axis="columns")]  # where a sweep was cut off, a setting may have no rate yet
     best = [row.idxmin() if experiment in lowest else row.idxmax() for experiment, row in whole.iterrows()]
     return means.assign(best=pd.Series(best, index=whole.index, dtype="float64"))
+
+
+def runs_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """A line for each run, failed ones without a score: what chosen_rates goes by."""
+    selected = _selected(frame)[[*RUNS, *MADE]]
+    return selected.sort_values([*RUNS, "run_id"], kind="stable", ignore_index=True)
+
+
+def _selected(frame: pd.DataFrame) -> pd.DataFrame:
+    """Each run's score by the rule that selects its checkpoint."""
+    return frame[
+        (frame["split"] == frame["selection_split"])
+        & (frame["metric"] == frame["selection_metric"])
+        & (frame["checkpoint"] == frame["selection_checkpoint"])
+    ]
 
 
 def _means(of_setting: pd.DataFrame) -> "pd.Series[float]":
@@ -51,11 +65,16 @@ def _settings(frame: pd.DataFrame) -> "pd.Series[str]":
 
 
 def main() -> None:
-    """Print the table of one results folder."""
+    """Print the table of one results folder; --runs: its runs as CSV, which may be committed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("results", type=Path, help="the sweep's results folder")
-    frame, problems = results_frame(parser.parse_args().results)
+    parser.add_argument("--runs", type=Path, metavar="FILE", help="write each run's validation score there, too (CSV)")
+    options = parser.parse_args()
+    frame, problems = results_frame(options.results)
     print(chosen_rates(frame).round(4).to_string())
+    if options.runs is not None:
+        content = runs_table(frame).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        write_files({options.runs: content.encode()})
     for problem in problems:
         print(f"problem: {problem}")
 

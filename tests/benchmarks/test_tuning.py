@@ -1,8 +1,10 @@
 """Which learning rate a tuning sweep chooses."""
 
+import pandas as pd
 import pytest
 
 from benchmarks.compose import choices
+from benchmarks.compose_many import compose_all
 from benchmarks.config import CONF_DIR
 from benchmarks.record import Record
 from benchmarks.report.bench import made_record
@@ -10,7 +12,8 @@ from benchmarks.report.curves import CURVES
 from benchmarks.report.micro import MICRO_TABLES
 from benchmarks.report.rows import frame_of
 from benchmarks.report.texts import E2E_MICRO_ROWS, XSUM_MICRO_ROWS
-from benchmarks.report.tuning import chosen_rates
+from benchmarks.report.tuning import chosen_rates, runs_table
+from benchmarks.sweep import expand, load_sweep
 
 LORA = "lora/table2_roberta_base_lora"
 
@@ -39,6 +42,35 @@ def test_a_setting_with_other_tasks_does_not_count_against_another():
     failed = made_record("controls/roberta_scratch", "rte", 1000, None, trainer={"learning_rate": 1e-4}, failed="bug")
     chosen = chosen_rates(frame_of([run("sst2", 1e-3, 0.6), other, failed]))
     assert chosen["best"].dropna().to_dict() == {LORA: 1e-3, "lora/table2_roberta_base_full": 1e-4}
+
+
+def test_the_runs_of_a_choice_are_written_with_their_scores():
+    table = runs_table(frame_of([run("sst2", 1e-2, 0.8), run("sst2", 1e-3, 0.9)]))
+    assert table[["task", "learning_rate", "seed", "score"]].to_numpy().tolist() == [
+        ["sst2", 1e-3, 1000, 0.9],
+        ["sst2", 1e-2, 1000, 0.8],
+    ]
+
+
+def test_the_committed_rates_of_prompt_tuning_are_those_that_won():
+    """conf/sweep/prompt_tuning.yaml names, of each setting, the rate with the best score in the committed runs."""
+    runs = pd.read_csv(
+        CONF_DIR.parent / "results" / "tuning" / "prompt_tuning.csv", keep_default_na=False, dtype={"length": str}
+    )
+    tuned = runs[runs["task"] != "mnli"]  # whose plateau tells no rates apart
+    assert set(tuned["seed"]) == {1000}
+    axes = ["experiment", "stands_for", "init", "length", "target_prefix"]
+    best = tuned.sort_values("learning_rate").groupby(axes)["score"].idxmax()  # of equal ones the smallest rate
+    chosen = dict(zip(best.index, tuned.loc[best, "learning_rate"], strict=True))
+    assert tuned.groupby(axes).size().unique().tolist() == [3], "one equal budget"
+    found = set()
+    for cfg in compose_all([job for line in load_sweep("prompt_tuning") for job in expand(line) if "seed=0" in job]):
+        start, length = cfg.method.get("init", ""), str(cfg.method.get("length", ""))
+        key = (cfg.experiment, cfg.backbone.name, start, length, cfg.task.target_prefix)
+        if key in chosen:
+            assert cfg.trainer.learning_rate == chosen[key], key
+            found.add(key)
+    assert found == set(chosen)
 
 
 def test_an_empty_folder_is_named():
