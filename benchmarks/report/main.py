@@ -48,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
         shown = frame[_in_tables(frame, reference)]
         problems += [Problem(str(options.results / RECORDS), str(conflict)) for conflict in conflicts(shown)]
         counts = parameters.read_counts(options.results / "tables" / parameters.COUNTS)
+        if counts is None:  # they are of configurations, not of runs: those that ship beside the papers' numbers
+            counts = parameters.read_counts(options.reference.parent / "tables" / parameters.COUNTS)
         gap = e2e_gap.read_gap(options.results)
         votes = ensembles.read_ensembles(options.results)
         near = nearest.read_nearest(options.results)
