@@ -1,7 +1,8 @@
 """What each setting of a prompt is worth, from Lester et al.'s ablations and ours at micro scale.
 
-One line per change: the setting as published, one thing otherwise, and the difference with its 95% interval (Welch and
-Satterthwaite, as in claims.py). All on the largest stand-in, but for the changes of its size.
+One line per change: one setting otherwise, its learning rate chosen anew (but where the rate is the change), and the
+difference with its 95% interval (Welch and Satterthwaite, as in claims.py). All on the largest stand-in, but for the
+changes of its size.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Change:
     """What is changed, both values in words, and the runs that have them (terms as in claims.py)."""
 
     setting: str
-    published: str
+    usual: str
     otherwise: str
     changed: str
     unchanged: str = _DEFAULT
@@ -95,7 +96,7 @@ def worth_table(frame: pd.DataFrame, scale: str) -> pd.DataFrame:
         if any(line["verdict"] == NOT_RUN for line in of_change.values()):
             continue
         row: dict[str, object] = {"setting": change.setting}
-        row |= {"published": change.published, "otherwise": change.otherwise}
+        row |= {"usual": change.usual, "otherwise": change.otherwise}
         for name, line in of_change.items():
             row |= {name: line["sum"], f"{name}_low": line["low"], f"{name}_high": line["high"]}
         table.append(row)
@@ -118,18 +119,20 @@ def worth_page(table: pd.DataFrame, scale: str, figure: str) -> str:
         difference = points(line["difference"], signed=True)
         interval = f"{points(line['difference_low'], signed=True)} to {points(line['difference_high'], signed=True)}"
         sure = line["difference_low"] > 0 or line["difference_high"] < 0
-        words = [line["setting"], f"{line['published']} → {line['otherwise']}"]
+        words = [line["setting"], f"{line['usual']} → {line['otherwise']}"]
         lines.append([*words, *scores, difference, interval, "yes" if sure else "no"])
-    header = ["setting", "as published → otherwise", "as published", "otherwise", "points", "95% interval", "beyond 0"]
+    header = ["setting", "change", "before", "after", "points", "95% interval", "beyond 0"]
     notes = [
         f"SST-2 of the generated language, accuracy on the test split, {SEEDS} seeds; the largest stand-in, 20 rows, "
-        "class labels. Every setting has the best of three rates on one other seed; those of the optimizer are named.",
+        "class labels, as published but for 20 rows in place of 100. Every setting has the best of three rates on one "
+        "other seed, so that the rate may change with it (before: 3); the last seven lines name theirs.",
         "Interval of the difference: each setting with a spread of its own (Welch and Satterthwaite). Of lines without "
         "any effect, one in twenty would lie beyond 0.",
     ]
     return page(
         f"What each setting of a prompt is worth, at {scale} scale",
-        "One thing changed at a time: which settings of Lester et al. 2021 decide a score, and by how much.",
+        "One setting changed at a time, at the learning rate that is best for it: which settings of Lester et al. 2021 "
+        "decide a score, and by how much.",
         figure,
         markdown_table(header, lines, left=2),
         bullets(notes),
