@@ -28,7 +28,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.compose import compose_job
-from benchmarks.config import CONF_DIR, RunConfig, TaskConfig, is_control
+from benchmarks.config import CONF_DIR, RunConfig, TaskConfig, generation_of, is_control
 from benchmarks.offline import OFFLINE, no_network
 from benchmarks.record import predictions_path, read_record, record_path
 from benchmarks.sweep import expand
@@ -104,10 +104,12 @@ def compose_act(act: Act, folder: Path) -> list[RunConfig]:
     places = [f"results_dir={folder / 'results'}", *([] if scale == "micro" else [f"data_dir={folder / 'data'}"])]
     cfgs = [compose_job([*job, f"scale={scale}", *short, *places]) for job in act.jobs]
     for cfg in cfgs:
-        if cfg.task.generation is not None:
+        whole = cfg.backbone.model_type == "t5" and scale != "micro"  # texts: attention over 700 words and a prompt
+        if whole:
+            cfg.trainer.eval_batch_size = 1
+        if generation_of(cfg.task, cfg.scale) is not None:
             cfg.decoding.max_new_tokens, cfg.decoding.min_new_tokens = 6, 0
-        if cfg.backbone.model_type == "t5" and scale != "micro":  # whole texts: attention over 700 words and a prompt
-            cfg.trainer.eval_batch_size = cfg.decoding.batch_size = 1
+            cfg.decoding.batch_size = 1 if whole else cfg.decoding.batch_size
         if scale == "small" and cfg.task.generation is not None:
             cfg.task.generation.train_rows = cfg.task.generation.validation_rows = None  # there are fewer
         if scale != "micro":
