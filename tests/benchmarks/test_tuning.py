@@ -73,6 +73,13 @@ def test_the_committed_rates_of_prompt_tuning_are_those_that_won():
     assert found == set(chosen)
 
 
+@pytest.mark.parametrize("sweep", ["quickstart", "micro"])
+def test_the_micro_sweeps_make_the_rows_of_the_micro_tables_and_no_others(sweep: str):
+    jobs = [job for line in load_sweep(sweep) for job in expand(line)]
+    made = {word.removeprefix("experiment=") for job in jobs for word in job if word.startswith("experiment=")}
+    assert made == {row.experiment for table in MICRO_TABLES for row in table.rows}
+
+
 def test_an_empty_folder_is_named():
     with pytest.raises(ValueError, match="no records: expected those of `peft-bench sweep micro_tuning"):
         chosen_rates(frame_of([]))
