@@ -55,7 +55,7 @@ from benchmarks.micro.objectives import (
 )
 from benchmarks.micro.span_corruption import SpanStream
 from benchmarks.pretraining_state import Progress, load_state, save_state, state_path
-from benchmarks.real_text import read_documents
+from benchmarks.real_text import collections, read_documents
 from peft_methods.state import file_sha256
 
 STATE_SECONDS = 300.0  # between two writings of the state from which a run goes on
@@ -198,7 +198,7 @@ def _check(cfg: PretrainConfig) -> None:
         raise ValueError(f"keep={wrong[0]}: expected a step from 1 to {cfg.steps - 1}, before the last; change --keep")
     if cfg.start is not None and not (cfg.start / "config.json").is_file():
         raise ValueError(f"start={cfg.start}: no backbone there (no config.json); change --start or make it first")
-    for target in (cfg.output, *(_kept(cfg, step) for step in cfg.keep)):
+    for target in _targets(cfg):
         if target.exists() and not (target / "pretraining.json").is_file():
             raise ValueError(
                 f"output={target} is there and is no backbone made here (no pretraining.json), and would be replaced: "
@@ -208,21 +208,24 @@ def _check(cfg: PretrainConfig) -> None:
 
 def _found(cfg: PretrainConfig) -> PretrainReport | None:
     """The report of the same run, if all that it writes is there. Raises ValueError where another would be replaced."""
-    targets = [cfg.output, *(_kept(cfg, step) for step in cfg.keep)]
-    reports = []
-    for target in targets:
-        if not target.exists():
-            continue
-        made = json.loads((target / "pretraining.json").read_text())
+    made = {t: json.loads((t / "pretraining.json").read_text()) for t in _targets(cfg) if t.exists()}
+    defaults = _described(PretrainConfig(cfg.model_type, cfg.output))
+    for target, record in made.items():
         asked = _described(cfg) | {"output": target.name}
-        defaults = _described(PretrainConfig(cfg.model_type, target))
-        if differ := [key for key, value in asked.items() if made["config"].get(key, defaults[key]) != value]:
+        if differ := [key for key, value in asked.items() if record["config"].get(key, defaults[key]) != value]:
             raise ValueError(
                 f"output={target} holds a backbone made with other {', '.join(differ)}, and would be replaced: change "
                 "--output, or give --force"
             )
-        reports.append(PretrainReport(**{f.name: made["report"].get(f.name) for f in fields(PretrainReport)}))
-    return reports[0] if len(reports) == len(targets) else None
+    if made.keys() != {*_targets(cfg)}:
+        return None
+    report = made[cfg.output]["report"]
+    return PretrainReport(**{f.name: report.get(f.name) for f in fields(PretrainReport)})  # older ones lack a field
+
+
+def _targets(cfg: PretrainConfig) -> list[Path]:
+    """Every folder that the run writes."""
+    return [cfg.output, *(_kept(cfg, step) for step in cfg.keep)]
 
 
 def _kept(cfg: PretrainConfig, step: int) -> Path:
@@ -306,10 +309,10 @@ def _described(cfg: PretrainConfig) -> dict[str, Any]:
 
 def _read(cfg: PretrainConfig) -> dict[str, Any]:
     """What a run reads, beyond its name: its state belongs to no other weights and texts."""
-    texts = sorted(cfg.text.glob("*/train.parquet")) if cfg.text else []
+    texts = collections(cfg.text) if cfg.text else []
     return {
         "start_sha256": file_sha256(cfg.start / "model.safetensors") if cfg.start else None,
-        "text_sha256": {path.parent.name: file_sha256(path) for path in texts},
+        "text_sha256": {folder.name: file_sha256(folder / "train.parquet") for folder in texts},
     }
 
 

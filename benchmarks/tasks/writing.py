@@ -73,8 +73,8 @@ class Writer(Sequences):
 
     def _check_labels(self, max_length: int) -> None:
         """Every label, written as it should be, has room and is read as what it is."""
-        known = self.tokenizer.get_vocab()
-        if unknown := [name for name in re.findall(r"<extra_id_\d+>", self.task.target_prefix) if name not in known]:
+        sentinels = re.findall(r"<extra_id_\d+>", self.task.target_prefix)
+        if unknown := [name for name in sentinels if name not in self.tokenizer.get_vocab()]:
             raise DataError(
                 f"task.target_prefix={self.task.target_prefix!r}: {self.tokenizer.name_or_path} has no {unknown[0]}; "
                 "expected one of its sentinels, <extra_id_0> to <extra_id_99>"
