@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Transformer
 from omegaconf import OmegaConf
 
 from benchmarks.compose import choices, compose_run, task_choice
-from benchmarks.config import CONF_DIR, RunConfig
+from benchmarks.config import CONF_DIR, RunConfig, generation_of
 from benchmarks.setting import scientific, start
 
 
@@ -37,22 +37,21 @@ def departures(config: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {key: both for key, both in changed.items() if both[0] not in grid.get(key, ())}
 
 
-def unused_decoding(config: Mapping[str, Any]) -> list[str]:
+def unused_decoding(cfg: RunConfig) -> list[str]:
     """The keys of `decoding` that were changed although the task is answered with labels, which are written greedily.
 
-    config: as plain data. [] where the task is answered in texts, and for an experiment or task that has no file.
+    [] where the task is answered in texts, and for an experiment or task that has no file.
     """
-    experiment, task, scale = config["experiment"], config["task"], config["scale"]
-    if task["micro_generation" if scale["data"] == "micro" else "generation"] is not None:
+    if generation_of(cfg.task, cfg.scale) is not None:
         return []
-    words = [f"decoding={config['decoding']['name']}"]
-    if experiment != "custom":
-        name, unknown = _choice(experiment, task["dataset"], task["name"])
+    words = [f"decoding={cfg.decoding.name}"]
+    if cfg.experiment != "custom":
+        task, unknown = _choice(cfg.experiment, cfg.task.dataset, cfg.task.name)
         if unknown:
             return []
-        words = _words(experiment, name, config["settings"], scale["name"])
+        words = _words(cfg.experiment, task, cfg.settings, cfg.scale.name)
     expected = dataclasses.asdict(_composed(*words).decoding)
-    return [f"decoding.{key}" for key, value in config["decoding"].items() if value != expected[key]]
+    return [f"decoding.{key}" for key, value in dataclasses.asdict(cfg.decoding).items() if value != expected[key]]
 
 
 @functools.lru_cache(maxsize=256)  # looking through conf/ takes as long as all the rest

@@ -65,9 +65,8 @@ def _run_pack(
         todo = [p for p, outcome in zip(prepared, found, strict=True) if outcome is None]
         pack = prepared if whole and todo else todo
         for p in todo:
-            config = dataclasses.asdict(p.cfg)
-            p.departures = departures(config)
-            if unused := unused_decoding(config):
+            p.departures = departures(dataclasses.asdict(p.cfg))
+            if unused := unused_decoding(p.cfg):
                 log.warning("not used: %s: %s is answered with its labels", ", ".join(unused), p.cfg.task.name)
         made = dict(
             zip(

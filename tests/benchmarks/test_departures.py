@@ -53,7 +53,7 @@ def test_every_other_value_is_one() -> None:
 
 def test_decoding_that_a_task_with_labels_does_not_use_is_named() -> None:
     def unused(*words: str) -> list[str]:
-        return unused_decoding(dataclasses.asdict(compose_run(list(words))))
+        return unused_decoding(compose_run(list(words)))
 
     prompt = "experiment=prompt_tuning/size"
     assert unused(prompt, "task=glue/sst2", "decoding.beams=4") == ["decoding.beams"]
