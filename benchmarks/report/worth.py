@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.record import write_files
-from benchmarks.report.claims import NOT_RUN, judge
+from benchmarks.report.claims import CONFLICT, NOT_RUN, judge
 from benchmarks.report.render import bullets, markdown_table, page, points, write
 
 NAME = "prompt_worth"
@@ -81,7 +81,8 @@ CHANGES = (
 
 
 def worth_table(frame: pd.DataFrame, scale: str) -> pd.DataFrame:
-    """One line per change whose runs are there: both means with intervals, and `low` to `high` around `difference`."""
+    """One line per change whose runs are there and have a mean: both means and `difference`, each with its interval
+    from `low` to `high`."""
     terms = [(change, name) for change in CHANGES for name in ("unchanged", "changed", "difference")]
     wanted = {
         "unchanged": "1 {0.unchanged}",
@@ -93,7 +94,7 @@ def worth_table(frame: pd.DataFrame, scale: str) -> pd.DataFrame:
     table = []
     for i, change in enumerate(CHANGES):
         of_change = dict(zip(wanted, judged[3 * i : 3 * i + 3], strict=True))
-        if any(line["verdict"] == NOT_RUN for line in of_change.values()):
+        if any(line["verdict"] in (NOT_RUN, CONFLICT) for line in of_change.values()):
             continue
         row: dict[str, object] = {"setting": change.setting}
         row |= {"usual": change.usual, "otherwise": change.otherwise}
@@ -125,7 +126,7 @@ def worth_page(table: pd.DataFrame, scale: str, figure: str) -> str:
     notes = [
         f"SST-2 of the generated language, accuracy on the test split, {SEEDS} seeds; the largest stand-in, 20 rows, "
         "class labels, as published but for 20 rows in place of 100. Every setting has the best of three rates on one "
-        "other seed, so that the rate may change with it (before: 3); the last seven lines name theirs.",
+        "other seed, so that the rate may change with it; the lines of the optimizer name theirs.",
         "Interval of the difference: each setting with a spread of its own (Welch and Satterthwaite). Of lines without "
         "any effect, one in twenty would lie beyond 0.",
     ]

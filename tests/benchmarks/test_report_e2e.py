@@ -180,6 +180,8 @@ def test_what_a_setting_is_worth_is_the_difference_of_one_change():
     ]
     assert worth_table(as_frame(rows), "micro")["otherwise"].tolist() == ["1", "AdamW 0.3"]
     assert worth_table(as_frame(rows[:2]), "micro").empty
+    other = row("prompt_tuning/length", 3, "accuracy", 0.3, task="sst2", learning_rate=3.0, **large | {"length": 1})
+    assert worth_table(as_frame([*rows, other]), "micro")["otherwise"].tolist() == ["AdamW 0.3"], "no mean of two rates"
 
 
 def test_fewer_seeds_than_announced_are_no_result():
