@@ -53,7 +53,7 @@ micro-backbones: .venv/.installed ## Pretrain the micro backbones again and comp
 	$(OFFLINE) $(BIN)/peft-bench pretrain --check
 
 bench: .venv/.installed ## Time what is not training: a run's overhead, packs, workers, status, plan, report (10 minutes)
-	$(OFFLINE) $(BIN)/python -m benchmarks.bench
+	$(OFFLINE) $(BIN)/python -m peft_bench.studies.overhead
 
 latency: .venv/.installed ## Time a forward pass of the methods beside the backbone's (1 minute; --help: the paper's shapes)
 	$(OFFLINE) $(BIN)/peft-bench latency

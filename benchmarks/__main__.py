@@ -1,7 +1,7 @@
-"""`python -m benchmarks` is `peft-bench`."""
+"""`python -m peft_bench` is `peft-bench`."""
 
 import sys
 
-from benchmarks.cli import main
+from peft_bench.cli import main
 
 sys.exit(main())

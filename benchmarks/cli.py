@@ -1,4 +1,4 @@
-"""The command `peft-bench` (also `python -m benchmarks`): one verb per stage."""
+"""The command `peft-bench` (also `python -m peft_bench`): one verb per stage."""
 
 import logging
 import os
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return VERBS[verb](rest) or 0
     except _configuration_errors() as error:  # first: some are ValueErrors or OSErrors, too
-        from benchmarks.compose import explain
+        from peft_bench.config.compose import explain
 
         print(f"peft-bench {verb}: {explain(error)}", file=sys.stderr)
         return 2
@@ -112,16 +112,16 @@ def _run(argv: Sequence[str]) -> int:
     multirun = {"-m", "--multirun"}
     looks = {"--cfg", "-c", "--info", "-i"} & set(argv)  # Hydra prints something and ends
     if multirun & set(argv) and not looks:
-        from benchmarks.sweep import main as sweep
+        from peft_bench.config.multirun import main as sweep
 
         return sweep([word for word in argv if word not in multirun], "run -m")
     if "hydra/launcher=slurm" in argv and not looks:
         raise ValueError("hydra/launcher=slurm applies to a multirun only: add -m (without it Hydra would run here)")
     import hydra
 
-    from benchmarks.compose import register
-    from benchmarks.config import CONF_DIR
-    from benchmarks.sweep import expand_globs
+    from peft_bench.config.compose import register
+    from peft_bench.config.multirun import expand_globs
+    from peft_bench.config.schema import CONF_DIR
 
     register()
     sys.argv = ["peft-bench run", *expand_globs(argv)]
@@ -134,8 +134,8 @@ def _run(argv: Sequence[str]) -> int:
 def task(cfg: Any) -> None:
     """Hydra's task function: one run. Bad input ends it here, before Hydra prints what it was given; a run that failed
     is remembered for the exit status."""
-    from benchmarks.compose import explain, typed
-    from benchmarks.run import run
+    from peft_bench.config.compose import explain, typed
+    from peft_bench.runs.run import run
 
     for noisy in ("httpx", "datasets", "filelock", "accelerate", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -158,7 +158,7 @@ def task(cfg: Any) -> None:
 
 
 def _run_help() -> str:
-    from benchmarks.compose import choices
+    from peft_bench.config.compose import choices
 
     def wrapped(group: str) -> str:
         import textwrap
@@ -175,82 +175,82 @@ def _run_help() -> str:
 
 
 def _sweep(argv: Sequence[str]) -> int:
-    from benchmarks.sweep import main
+    from peft_bench.config.multirun import main
 
     return main(argv)
 
 
 def _plan(argv: Sequence[str]) -> int:
-    from benchmarks.sweep import plan_main
+    from peft_bench.config.multirun import plan_main
 
     return plan_main(argv)
 
 
 def _status(argv: Sequence[str]) -> int:
-    from benchmarks.status import main
+    from peft_bench.sweeps.status import main
 
     return main(argv)
 
 
 def _verify(argv: Sequence[str]) -> int:
-    from benchmarks.verify import main
+    from peft_bench.runs.verify import main
 
     return main(argv)
 
 
 def _report(argv: Sequence[str]) -> int:
-    from benchmarks.report.main import main
+    from peft_bench.report.main import main
 
     return main(argv) or 0
 
 
 def _score(argv: Sequence[str]) -> int:
-    from benchmarks.score import main
+    from peft_bench.studies.score import main
 
     return main(argv)
 
 
 def _errata(argv: Sequence[str]) -> int:
-    from benchmarks.e2e_gap import main
+    from peft_bench.studies.e2e_gap import main
 
     return main(argv)
 
 
 def _ensemble(argv: Sequence[str]) -> int:
-    from benchmarks.ensemble import main
+    from peft_bench.studies.ensemble import main
 
     return main(argv)
 
 
 def _nearest(argv: Sequence[str]) -> int:
-    from benchmarks.nearest import main
+    from peft_bench.studies.nearest import main
 
     return main(argv)
 
 
 def _params(argv: Sequence[str]) -> int:
-    from benchmarks.params import main
+    from peft_bench.studies.params import main
 
     return main(argv) or 0
 
 
 def _latency(arguments: Sequence[str]) -> int:
-    from benchmarks.latency import main as latency
+    from peft_bench.studies.latency import main as latency
 
     return latency(arguments)
 
 
 def _pretrain(argv: Sequence[str]) -> int:
-    from benchmarks.pretraining import main
+    from peft_bench.pretraining.command import main
 
     return main(argv) or 0
 
 
 def _rehearse(argv: Sequence[str]) -> int:
-    from benchmarks.offline import OFFLINE
+    from peft_bench.rehearsal.offline import OFFLINE
 
     os.environ.update(OFFLINE)  # read by the libraries when they are imported, which the next line does
-    from benchmarks.rehearse import main
+    from peft_bench.rehearsal.rehearse import main
 
     return main(argv) or 0
 

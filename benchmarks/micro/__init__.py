@@ -4,9 +4,7 @@ lexicon.py     the words and the classes they belong to (topic, opinion, place o
 language.py    sentence patterns and who may use which pattern about whom
 corpus.py      the unlabelled corpus for pretraining
 tasks.py       nine labelled tasks with the columns, labels and split names of GLUE on the hub
-objectives.py  what backbones are pretrained to do: masking.py, causal_lm.py, span_corruption.py, prefix_lm.py
-builders.py    tokenizers and untrained models; folder.py reads and compares the folders they end in
-backbones/     micro_bert, micro_roberta, micro_gpt2 and micro_t5_*, remade by `python -m benchmarks.pretraining`
+backbones/     micro_bert, micro_roberta, micro_gpt2 and micro_t5_*, remade by `peft-bench pretrain`
 
 The language is frozen: `language.LANGUAGE_VERSION` names it, tests pin its content, and it is never adjusted until a
 claim about a parameter-efficient method holds. Controls alone shaped it (full fine-tuning, head only, full from

@@ -11,8 +11,8 @@ import random
 from dataclasses import replace
 from functools import cache
 
-from benchmarks.micro.language import LANGUAGE_VERSION, Report, Speaker
-from benchmarks.micro.lexicon import (
+from peft_bench.micro.language import LANGUAGE_VERSION, Report, Speaker
+from peft_bench.micro.lexicon import (
     ADJECTIVES,
     DEEDS,
     FEELINGS,

@@ -26,8 +26,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from benchmarks.micro.language import Report, Speaker, frames
-from benchmarks.micro.lexicon import (
+from peft_bench.micro.language import Report, Speaker, frames
+from peft_bench.micro.lexicon import (
     ADJECTIVES,
     DEEDS,
     FEELINGS,

@@ -9,26 +9,26 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.record import RECORDS, Problem, write_files
-from benchmarks.report import (
+from peft_bench.records.store import RECORDS, Problem, write_files
+from peft_bench.report.pages import (
     claims,
     curves,
     e2e_gap,
     ensembles,
     micro,
     nearest,
+    paper,
+    paper_page,
     parameters,
     small,
-    tables,
-    tables_page,
     texts,
     worth,
 )
-from benchmarks.report.conflicts import conflicts
-from benchmarks.report.reference import DIRECTORY, TABLES, Reference, read_reference
-from benchmarks.report.render import bullets, page, write
-from benchmarks.report.rows import results_frame
-from benchmarks.report.selection import RUN
+from peft_bench.report.reference import DIRECTORY, TABLES, Reference, read_reference
+from peft_bench.report.render import bullets, page, write
+from peft_bench.report.rows import results_frame
+from peft_bench.report.rules.conflicts import conflicts
+from peft_bench.report.rules.selection import RUN
 
 
 def main(argv: Sequence[str]) -> int:
@@ -79,10 +79,10 @@ def write_tables(
     voted = None if votes is None else ensembles.vote_cells(frame, votes)
     for table_name, title in TABLES.items():
         params = parameters.beside_printed(reference, table_name, counts)
-        for settings in _settings(frame, tables.SCALE):
-            beside = tables.beside_paper(frame, table_name, reference, settings, voted)
+        for settings in _settings(frame, paper.SCALE):
+            beside = paper.beside_paper(frame, table_name, reference, settings, voted)
             name = table_name if settings == "paper" else f"{table_name}_{settings}"
-            text = tables_page.paper_page(beside, table_name, parameters.parameters_markdown(params), settings)
+            text = paper_page.paper_page(beside, table_name, parameters.parameters_markdown(params), settings)
             write(output, name, text, beside)
             comparable = int(beside["difference"].notna().sum())
             shown_title = title if settings == "paper" else f"{title} ({settings} settings)"
@@ -114,7 +114,7 @@ def write_tables(
                 index.append(_entry(name, written.title, _filled(cells)))
                 shown += [text] if (cells["state"] != "missing").any() else []
     for curve in curves.CURVES:
-        for scale in (micro.SCALE, small.SCALE, tables.SCALE):
+        for scale in (micro.SCALE, small.SCALE, paper.SCALE):
             if not (of_curve := curves.curve_points(frame, curve, scale)).empty:
                 name = curves.write_curve(of_curve, curve, scale, output)
                 index.append(_entry(name, f"{curve.title}, at {scale} scale", f"{of_curve['n'].sum()} scores"))
@@ -153,7 +153,7 @@ def write_tables(
 def _in_tables(frame: pd.DataFrame, reference: Reference) -> pd.Series:
     """Which runs belong to a row of some table; at scale=small every experiment is one."""
     rows = {
-        tables.SCALE: {experiment for table in reference.tables.values() for experiment in table["experiment"]},
+        paper.SCALE: {experiment for table in reference.tables.values() for experiment in table["experiment"]},
         micro.SCALE: {row.experiment for table in _micro_tables() for row in table.rows}
         | {row.experiment for table in texts.TABLES for row in table.rows},
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-DIRECTORY = Path(__file__).parents[2] / "results" / "reference"
+DIRECTORY = Path(__file__).resolve().parents[2] / "results" / "reference"
 TABLES = {
     "houlsby2019_table1": "Houlsby et al. 2019, Table 1",
     "lora_table2": "Hu et al. 2021 (LoRA), Table 2",

@@ -1,4 +1,4 @@
-"""Which learning rate a tuning sweep chose: python -m benchmarks.report.tuning outputs/tuning [--runs FILE]
+"""Which learning rate a tuning sweep chose: python -m peft_bench.report.tuning outputs/tuning [--runs FILE]
 
 Per experiment (and start, length, backbone or target prefix, where it has several), the mean over tasks of each run's
 score on validation, by the rule that selects its checkpoint. A rate that lacks a run of a task, failed ones included,
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.config import LOSS
-from benchmarks.record import write_files
-from benchmarks.report.rows import results_frame
+from peft_bench.config.schema import LOSS
+from peft_bench.records.store import write_files
+from peft_bench.report.rows import results_frame
 
 RUNS = ["experiment", "task", "stands_for", "init", "length", "target_prefix", "optimizer", "learning_rate", "seed"]
 MADE = ["metric", "score", "train_seconds", "device", "git_commit", "run_id"]

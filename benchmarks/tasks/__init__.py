@@ -1,1 +1,1 @@
-"""From a task's description to examples: data.py finds and checks the rows, tokenizing.py makes token ids of them."""
+"""From a task's description to examples: where its tables come from, and which rows and columns count."""

@@ -10,9 +10,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from benchmarks.config import BackboneConfig, RunConfig, ScaleConfig, TaskConfig, TrackingConfig, TrainerConfig
-from benchmarks.job import Job
-from benchmarks.tasks.tokenizing import TokenizedSplit
+from peft_bench.answers.job import Job
+from peft_bench.answers.tokens import TokenizedSplit
+from peft_bench.config.schema import BackboneConfig, RunConfig, ScaleConfig, TaskConfig, TrackingConfig, TrainerConfig
 from peft_methods.attach import attach
 from peft_methods.attached import Attached, Method
 from peft_methods.bitfit import BitFit

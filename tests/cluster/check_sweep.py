@@ -22,7 +22,7 @@ TIMEOUT_S = 500  # submitit waits forever for a job that died on a cluster witho
 
 def sweep(results_dir: Path, sweep_dir: Path) -> None:
     """Run the sweep as a user would, on CPUs."""
-    command = [sys.executable, "-m", "benchmarks", "run", "-m", "hydra/launcher=slurm"]
+    command = [sys.executable, "-m", "peft_bench", "run", "-m", "hydra/launcher=slurm"]
     command += ["hydra.launcher.gpus_per_node=0", "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=10"]
     command += [f"hydra.sweep.dir={sweep_dir}", f"results_dir={results_dir}"]
     command += [f"experiment={EXPERIMENT}", "scale=micro", "trainer.max_steps=20"]

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-COMMAND = [sys.executable, "-m", "benchmarks"]
+COMMAND = [sys.executable, "-m", "peft_bench"]
 STEPS, EVERY = 24, 6
 COMMON = [f"trainer.max_steps={STEPS}", f"trainer.evaluate_every_steps={EVERY}", "device=cpu", "checkpoint_seconds=0"]
 LORA = "lora/table2_roberta_base_lora"

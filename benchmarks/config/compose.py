@@ -1,0 +1,165 @@
+"""From Hydra overrides to a RunConfig.
+
+`register()` stores the schema (config.py) with Hydra; conf/config.yaml starts from it, so a misspelt key fails at
+composition. Every file of conf/method/ inherits the schema node of its dataclass (`/schema/method@_here_: lora`) for
+the same reason.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from peft_bench.config import schema
+from peft_bench.config.schema import CONF_DIR, BackboneConfig, RunConfig
+
+
+def compose_run(overrides: Sequence[str]) -> RunConfig:
+    """The RunConfig that `peft-bench run` composes from these overrides."""
+    return typed(compose_cfg(overrides))
+
+
+def compose_cfg(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
+    """The same before it is typed; with Hydra's own part if `hydra`."""
+    register()
+    if GlobalHydra.instance().is_initialized():
+        return compose("config", list(overrides), return_hydra_config=hydra)
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return compose("config", list(overrides), return_hydra_config=hydra)
+
+
+def compose_job(overrides: Sequence[str]) -> RunConfig:
+    """One of many runs. Raises ValueError that names it, in one sentence."""
+    try:
+        return compose_run(overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(f"{' '.join(overrides)}: {explain(error)}") from error
+
+
+def register() -> None:
+    """Store the schema in Hydra's ConfigStore; safe to call twice."""
+    from peft_bench.controls import BagOfWords, Majority
+    from peft_methods.baselines import Full, FullTop, HeadOnly
+    from peft_methods.bitfit import BitFit
+    from peft_methods.bottleneck import AdapterL, Houlsby, Parallel, Pfeiffer, SharedPfeiffer
+    from peft_methods.composition import Composition
+    from peft_methods.ia3 import IA3
+    from peft_methods.layer_norm import LayerNorm
+    from peft_methods.lora import Lora
+    from peft_methods.prefix import Infix, Prefix
+    from peft_methods.prompt import Prompt
+
+    store = ConfigStore.instance()
+    store.store(group="schema", name="run", node=RunConfig, package="_global_")
+    trained = (Full, FullTop, HeadOnly, BitFit, LayerNorm, Lora, IA3, Prefix, Infix, Prompt, Composition)
+    adapters = (AdapterL, Houlsby, Parallel, Pfeiffer, SharedPfeiffer)
+    for method in (*trained, *adapters, Majority, BagOfWords):
+        store.store(group="schema/method", name=method.__name__.lower(), node=_method_schema(method))
+
+
+def typed(cfg: DictConfig) -> RunConfig:
+    """The composed configuration as a RunConfig; `method` stays a plain dictionary with its `_target_`."""
+    if added := _not_in_schema(cfg, ""):
+        raise ValueError(f"{', '.join(added)}: no such key, and a + before it does not make it one; leave it out")
+    run = OmegaConf.to_object(cfg)
+    if not isinstance(run, RunConfig):
+        raise TypeError(f"expected a configuration composed from conf/config.yaml, got {type(run).__name__}")
+    if dataclasses.is_dataclass(run.method):
+        run.method = dataclasses.asdict(run.method)  # type: ignore[arg-type]
+    return run
+
+
+def _not_in_schema(cfg: DictConfig, prefix: str) -> list[str]:
+    """Keys that `+key=` has added: OmegaConf would drop them without a word."""
+    schema = OmegaConf.get_type(cfg)
+    keys = [str(key) for key in cfg]
+    known = [f.name for f in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else keys
+    wrong = [f"{prefix}{key}" for key in keys if key not in known]
+    for key in keys:
+        if not OmegaConf.is_missing(cfg, key) and isinstance(part := cfg[key], DictConfig):
+            wrong += _not_in_schema(part, f"{prefix}{key}.")
+    return wrong
+
+
+def build_method(method: Mapping[str, Any]) -> Any:
+    """The method of a configuration; those within a composition stay objects, not configurations of their own."""
+    return instantiate(dict(method), _convert_="all")
+
+
+def backbone_choice(name: str) -> BackboneConfig:
+    """conf/backbone/<name>.yaml alone. Composing a whole run costs a quarter of a second, this a hundredth."""
+    part = OmegaConf.merge(OmegaConf.structured(BackboneConfig), OmegaConf.load(_choice("backbone", name)))
+    return cast(BackboneConfig, OmegaConf.to_object(part))
+
+
+def method_choice(name: str, settings: str = "") -> dict[str, Any]:
+    """conf/method/<name>.yaml alone with `settings`, such as "rank=4 targets=[query]", as a run's `method`."""
+    part = cast(DictConfig, OmegaConf.load(_choice("method", name)))
+    (schema,) = (entry[key] for entry in part.pop("defaults") if isinstance(entry, DictConfig) for key in entry)
+    node = ConfigStore.instance().load(f"schema/method/{schema}.yaml").node
+    merged = OmegaConf.merge(node, part, OmegaConf.from_dotlist(settings.split()))
+    return cast(dict[str, Any], OmegaConf.to_container(merged, throw_on_missing=True))
+
+
+def _choice(group: str, name: str) -> Path:
+    if not (path := CONF_DIR / group / f"{name}.yaml").is_file():
+        raise ValueError(f"no file conf/{group}/{name}.yaml; expected one of {', '.join(choices(group))}")
+    return path
+
+
+def choices(group: str) -> list[str]:
+    """The names of a group of conf/: what may follow `<group>=`."""
+    folder = CONF_DIR / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def task_choice(dataset: str, name: str) -> str:
+    """What follows `task=` ("glue/rte", "wnli", "e2e_tokenized"): the file of conf/task/ with both; else the name."""
+    return _task_files().get((dataset, name), name)
+
+
+@cache
+def _task_files() -> dict[tuple[str, str], str]:
+    files = {choice: OmegaConf.load(_choice("task", choice)) for choice in choices("task")}
+    return {(file.dataset, file.name): choice for choice, file in files.items()}
+
+
+def explain(error: Exception) -> str:
+    """Why a configuration could not be composed, as one sentence: Hydra's message with what exists instead."""
+    both = [str(reason).partition("Config search path:")[0] for reason in (error, error.__cause__) if reason]
+    text = " ".join(" ".join(both).split())
+    if missing := re.search(r"Could not find '(\w+)/([^']*)'", text):
+        group, name = missing.groups()
+        known = ", ".join(choices(group)) or f"no such group: {', '.join(sorted(p.name for p in CONF_DIR.iterdir()))}"
+        return f"{group}={name}: no file conf/{group}/{name}.yaml; expected one of {known}"
+    if wrong := re.search(r"Key '(\w+)' (?:not in '(\w+)'|is not in struct).* full_key: (\S+)", text):
+        key, class_name, path = wrong.groups()
+        known_class = getattr(schema, class_name or "", None)
+        names = [f.name for f in dataclasses.fields(known_class)] if dataclasses.is_dataclass(known_class) else []
+        expected = (
+            f"; expected one of {', '.join(names)}" if names else " (peft-bench run --cfg job shows those there are)"
+        )
+        return f"{path}: there is no key {key!r}" + expected
+    if grammar := re.search(r"(.*?) See https://hydra.cc", text):
+        return f"{grammar[1]}; expected key=value, in quotes where a shell would read its brackets or commas"
+    return re.sub(r" (full_key|reference_type|object_type)[:=] ?\S*", "", text)
+
+
+def _method_schema(method: type) -> type:
+    """The method's dataclass with every field required and its `_target_`, as Hydra's structured configs need it."""
+    as_list: dict[Any, Any] = {Sequence[str]: list[str], Sequence[float]: list[float], Sequence[Any]: list[Any]}
+    fields: list[Any] = [("_target_", str, field(default=f"{method.__module__}.{method.__qualname__}"))]
+    for f in dataclasses.fields(method):
+        fields.append((f.name, as_list.get(f.type, f.type), field(default=MISSING)))
+    return dataclasses.make_dataclass(f"{method.__name__}Schema", fields)

@@ -1,0 +1,1 @@
+"""How the shipped micro backbones are made: builders, objectives, the loop."""

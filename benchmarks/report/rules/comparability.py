@@ -1,0 +1,125 @@
+"""Whether our number may be set against a printed one, and if not, why not.
+
+A difference is shown only where backbone, data, split, metric, settings, selection rule and number of seeds match the
+paper's, and no run of the cell is suspicious.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peft_bench.report.reference import Reference
+from peft_bench.report.render import unit
+
+OF_EXACTLY = ("best_of_seeds", "majority_vote")  # whose number grows with that of the seeds
+_UNVERIFIED = {
+    "copied_unverified": "the paper copied it from work whose seeds and selection are not known",
+    "leaderboard_submission": "the paper quotes a leaderboard entry",
+    "released_prompt": "one released prompt: how many were trained, and which was chosen, is not said",
+    "best_by_validation_rouge2": "the released code selects by validation ROUGE-2, here it is validation loss",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Our number against a printed one: a difference in points, or the reason why there is none."""
+
+    difference: float | None
+    reason: str | None
+    same_task: bool  # published backbone and data: our number may stand beside the printed one, with the reason
+
+
+def wanted_metric(printed: Mapping[Any, Any]) -> str:
+    """What a printed cell measures: the caption's metric, or the likely one where the caption is wrong."""
+    return str(printed["likely_metric"] or printed["metric"])
+
+
+_CHOICES = {"e2e": "task=e2e_tokenized 'seed=range(3)'", "xsum": "task=xsum 'seed=range(3)'"}
+
+
+def command(experiment: str, task: str) -> str:
+    """The command that makes the runs of a printed row."""
+    tasks = _CHOICES.get(task, "'task=glob(glue/*)' 'seed=range(5)'")
+    if experiment.startswith("prompt_tuning/"):
+        return f"peft-bench run -m experiment={experiment} scale=paper"  # with the tasks and seeds of its own sweep
+    return f"peft-bench run -m experiment={experiment} scale=paper {tasks}"
+
+
+def not_run(printed: Mapping[Any, Any]) -> Comparison:
+    """For a printed cell without a run of ours."""
+    if printed["obstacle"]:
+        return Comparison(None, f"not run ({printed['obstacle']})", False)
+    return Comparison(None, f"not run: {command(printed['experiment'], printed['task'])}", False)
+
+
+def compare(
+    printed: Mapping[Any, Any], ours: Mapping[Any, Any], rule: str, reference: Reference, failed: Sequence[str] = ()
+) -> Comparison:
+    """Compare a cell made by `rule` (a line of selection.py) with a printed one (a line of results/reference).
+
+    failed: the causes of the cell's runs that failed.
+    """
+    if reason := _other_task(printed, ours, reference):
+        return Comparison(None, f"not comparable ({reason})", False)
+    if failed:
+        reason = f"{len(failed)} more runs failed: {', '.join(sorted(set(failed)))}"
+        return Comparison(None, f"not comparable ({reason})", True)
+    if reason := _other_protocol(printed, ours, rule):
+        return Comparison(None, f"not comparable ({reason})", True)
+    return Comparison(unit(ours["metric"]) * ours["score"] - printed["value"], None, True)
+
+
+def _other_task(printed: Mapping[Any, Any], ours: Mapping[Any, Any], reference: Reference) -> str | None:
+    if ours["scale"] != "paper":
+        return f"{ours['scale']} backbone"
+    if not printed["backbone"]:
+        return f"the paper does not say which size of the backbone, ours is {ours['backbone']}"
+    if ours["backbone"] != printed["backbone"]:
+        return f"backbone {ours['backbone']}, the paper's is {printed['backbone']}"
+    if ours["published"] not in (True,):  # None and NaN, unknown, count as no
+        return (
+            f"the weights of {ours['backbone']} are not known to be the published ones: from the hub they are, a local "
+            f"copy has to have weights_sha256 of conf/backbone/{ours['backbone']}.yaml"
+        )
+    expected = reference.backbones.get(printed["backbone"], 0)
+    if ours["backbone_params"] != expected:
+        return f"{_count(ours['backbone_params'])} of the backbone's {expected:,.0f} parameters"
+    if ours["data_source"] != printed["data"].removesuffix("_qnli_v1"):
+        return f"data {ours['data_source']}, the paper's are {printed['data']}"
+    for split, rows in (("train", ours["train_rows"]), (ours["split"], ours["examples"])):
+        published = reference.splits.get((printed["task"], split), 0)
+        if rows != published:
+            return f"{_count(rows)} of {published:,.0f} {split} examples"
+    return None
+
+
+def _other_protocol(printed: Mapping[Any, Any], ours: Mapping[Any, Any], rule: str) -> str | None:
+    if ours["data_source"] != printed["data"]:
+        return "QNLI version 1 in the paper, 2 here"
+    if not printed["split"]:
+        return "the paper does not say which split"
+    if ours["split"] != printed["split"]:
+        return f"{printed['scored_on']} split" if printed["scored_on"] == "test server" else f"{printed['split']} split"
+    if ours["metric"] != wanted_metric(printed):
+        return f"{ours['metric']}, the paper prints {wanted_metric(printed)}"
+    if ours["departures"] is None:
+        return "settings of the runs unknown"
+    if ours["departures"]:
+        return f"not the published settings: {ours['departures']}"
+    if not ours["clean"]:
+        return "made by code that no commit holds, or that no checkout names"
+    if ours["flags"]:
+        return f"a run is flagged: {ours['flags'].replace('_', ' ')}"
+    if printed["selection_rule"] != rule:
+        return _UNVERIFIED.get(printed["selection_rule"], f"{printed['selection_rule']}, here {rule}")
+    if ours["seeds"] < printed["n_seeds"] or (rule in OF_EXACTLY and ours["seeds"] != printed["n_seeds"]):
+        return f"{ours['seeds']} of {printed['n_seeds']:.0f} seeds"
+    if ours["score"] != ours["score"]:
+        return "NaN"
+    return None
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}" if number == number else "unknown"

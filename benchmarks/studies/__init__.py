@@ -1,0 +1,1 @@
+"""What is measured beside scores: parameters, time, memory, votes, neighbors."""

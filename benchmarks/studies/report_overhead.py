@@ -1,0 +1,202 @@
+"""How long a report takes: made-up records of realistic size, read and turned into all tables.
+
+python -m peft_bench.studies.report_overhead [RECORDS]     (default 10,000; prints seconds)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft_bench.records.schema import tolerance_for
+from peft_bench.records.store import SCHEMA, Record, check, record_path
+
+_TASKS: dict[str, list[str]] = {
+    "cola": ["matthews_correlation"],
+    "sst2": ["accuracy"],
+    "mrpc": ["accuracy", "f1"],
+    "stsb": ["pearson", "spearman"],
+    "qqp": ["accuracy", "f1"],
+    "mnli": ["accuracy"],
+    "qnli": ["accuracy"],
+    "rte": ["accuracy"],
+}
+
+
+def made_record(
+    experiment: str,
+    task: str,
+    seed: int,
+    score: float | None,
+    *,
+    scale: str = "micro",
+    settings: str = "paper",
+    validation: float | None = None,
+    method: Mapping[str, Any] | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    failed: str | None = None,
+    flags: tuple[str, ...] = (),
+    backbone: str = "micro_bert",
+    published: bool = False,
+    source: str = "micro-2",
+    rows: Mapping[str, int] | None = None,
+    epochs: int = 20,
+    **changed: Any,
+) -> Record:
+    """A record that no run made, for the bench and the tests: `score` on every test split and metric, `validation`
+    (default: the same) on every validation split. `failed`: the kind of its cause. `changed`: top-level keys."""
+    validation = score if validation is None else validation
+    suffixes = ("_matched", "_mismatched") if task == "mnli" else ("",)
+    values = {
+        f"{split}{suffix}": (validation, score)[split == "test"]
+        for split in ("validation", "test")
+        for suffix in suffixes
+    }
+    sizes = dict(rows or {"train": 2000} | dict.fromkeys(values, 2000))
+    scored = {split: value for split, value in values.items() if split in sizes}
+    method = {"_target_": "peft_methods.bottleneck.Houlsby", "bottleneck_dim": 16, "init_std": 0.01} | dict(
+        method or {}
+    )
+    trainer = {"learning_rate": 1e-3, "batch_size": 32, "epochs": epochs, "warmup_ratio": 0.1} | dict(trainer or {})
+    named = repr(
+        (experiment, task, seed, scale, settings, sorted(method.items()), sorted(trainer.items()), sorted(changed))
+    )
+    history = [
+        {
+            "epoch": float(epoch),
+            "step": 63 * epoch,
+            "train_loss": 0.69 / epoch,
+            "learning_rate": 1e-3 / epoch,
+            "scores": {split: dict.fromkeys(_TASKS[task], value) for split, value in scored.items() if "val" in split},
+        }
+        for epoch in range(1, epochs + 1)
+    ]
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "run_id": hashlib.sha256(named.encode()).hexdigest()[:16],
+        "experiment": experiment,
+        "scale": scale,
+        "settings": settings,
+        "task": task,
+        "seed": seed,
+        "status": "failed" if failed else "done",
+        "cause": {"kind": failed, "message": f"the run {failed}"} if failed else None,
+        "identity": {"data": "0" * 64, "versions": {"loop": 1, "method": 1, "task": 1}, "parents": []},
+        "parents": [],
+        "departures": {},
+        "config": {
+            **{"experiment": experiment, "settings": settings, "seed": seed},
+            **{"method": method, "trainer": trainer, "task": {"name": task}},
+            "scale": {"name": scale, "data": scale},
+            "backbone": {"name": backbone, "model_type": "bert"},
+        },
+        "backbone": {
+            "name": backbone,
+            "stands_for": "bert_large_uncased",
+            "published": published,
+            "sha256": hashlib.sha256(backbone.encode()).hexdigest(),
+        },
+        "data": {"source": source, "sha256": hashlib.sha256(f"{source} {task}".encode()).hexdigest(), "rows": sizes},
+        "selection": {
+            "checkpoint": "best",
+            "split": "validation_matched" if task == "mnli" else "validation",
+            "metric": _TASKS[task][0],
+        },
+        "scores": [
+            {"split": split, "checkpoint": at, "epoch": 2.0, "metric": metric, "score": value, "n": sizes[split]}
+            for split, value in scored.items()
+            for at in ("best", "last")
+            for metric in _TASKS[task]
+            if not failed
+        ],
+        "history": history,
+        "params": {"method": 8448, "head": 130, "added": 8192, "stored": 8578, "backbone": 250000, "layers": 100000},
+        "trained_sha256": None,
+        "flags": list(flags),
+        "numerics": {
+            "device": "cpu",
+            "device_name": "x86_64",
+            "dtype": "float32",
+            "threads": 1,
+            "pack": 1,
+            "members": None,
+            "micro_batch_size": None,
+            "processes": 1,
+            "versions": {"torch": "2.13.0", "transformers": "5.23.0", "numpy": "2.4.6", "python": "3.11.2"},
+        },
+        "tolerance": tolerance_for("float32"),
+        "cost": {
+            "train_seconds": 3.1,
+            "eval_seconds": 0.5,
+            "train_tokens": 12345,
+            "tokens_per_second": 4000.0,
+            "peak_memory_bytes": 123456789,
+        },
+        "provenance": {"git_commit": "0" * 40, "git_dirty": False, "created": "2026-01-01T00:00:00+00:00"},
+    }
+    record |= changed
+    check(record)
+    return record  # type: ignore[return-value]
+
+
+def fill(results: Path, number: int) -> int:
+    """Write `number` records over the experiments of the micro tables; return their size in bytes."""
+    from peft_bench.report.pages.micro import MICRO_TABLES
+
+    experiments = dict.fromkeys(row.experiment for table in MICRO_TABLES for row in table.rows)
+    chance, written, size, seed = random.Random(0), 0, 0, 0
+    while written < number:
+        for experiment in experiments:
+            for task in _TASKS:
+                for dim in (8, 64, 256) if experiment.endswith("8_256") else (16,):
+                    if written == number:
+                        return size
+                    score = chance.gauss(0.8, 0.02)
+                    record = made_record(experiment, task, seed, score, method={"bottleneck_dim": dim})
+                    path = record_path(results, experiment, record["run_id"])
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    size += path.write_bytes(json.dumps(record, indent=1).encode())
+                    written += 1
+        seed += 1
+    return size
+
+
+def main(number: int) -> None:
+    """Print how long the states, the DataFrame and all tables of `number` records take."""
+    start = time.perf_counter()
+    from peft_bench.records.store import list_states
+    from peft_bench.report import main as report
+    from peft_bench.report.reference import read_reference
+    from peft_bench.report.rows import results_frame
+
+    imported = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder)
+        size = fill(results, number)
+        marks = [_now()]
+        list_states(results)
+        marks.append(_now())
+        frame, _ = results_frame(results)
+        marks.append(_now())
+        report.write_tables(frame, read_reference(), None, results / "tables")
+        marks.append(_now())
+    print(f"{number:,} records of {size / number / 1000:.1f} kB, {len(frame):,} rows; imports took {imported:.2f} s")
+    steps = {"states from names": (0, 1), "to a DataFrame": (1, 2), "all tables": (2, 3), "in all": (0, 3)}
+    for step, (begin, end) in steps.items():
+        wall, core = (late - early for early, late in zip(marks[begin], marks[end], strict=True))
+        print(f"{step:18} {wall:6.2f} s, {core:6.2f} s of one core")
+
+
+def _now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()  # on a busy machine the first says little
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)

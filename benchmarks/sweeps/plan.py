@@ -1,0 +1,266 @@
+"""What a sweep has to do: its runs with their states, their order, and the packs in which the missing ones train.
+
+Run states, from the names of records and claims: done; running (another process has a live claim); interrupted (the
+claim has expired); failed, with the kind of its cause; missing; waiting (its parent is chosen by a score that is not
+there yet, so it has no identity). A stale record is one that an earlier form of a missing run left behind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peft_bench.config.departures import departures, flattened, swept_keys
+from peft_bench.config.schema import RunConfig
+from peft_bench.config.science import scientific
+from peft_bench.records.leases import Claim, Key, read_claims
+from peft_bench.records.store import Record, RecordError, States, list_states, read_record, record_path
+from peft_bench.runs import parents
+from peft_bench.runs.prepare import prepare, record_of, selected_score
+from peft_bench.sweeps.packs import Pack, pack_runs
+
+log = logging.getLogger(__name__)
+
+# Failures that a restart may mend. The others (a bug, a run that diverges) fail again until something is changed.
+RETRIED = ("out_of_memory", "worker_lost")
+_BESIDES = {"data", "result versions", "weights", "parent or stand-in"}  # what a configuration does not say
+STATES = ("done", "running", "interrupted", "failed", "missing", "waiting")
+
+
+class ParentMissing(Exception):
+    """The parent with the highest score cannot be named before all candidates have one."""
+
+
+@dataclass
+class Cell:
+    """One wanted run. run_id: None while it waits for its parent. kind: of the cause of a failure."""
+
+    cfg: RunConfig
+    run_id: str | None
+    state: str
+    kind: str | None = None
+    parent: bool = False  # not asked for: a wanted run starts from it
+
+    @property
+    def key(self) -> Key | None:
+        """Experiment and run id."""
+        return None if self.run_id is None else (self.cfg.experiment, self.run_id)
+
+    @property
+    def label(self) -> str:
+        """Experiment, task, seed and sizes."""
+        sizes = {k: v for k, v in self.cfg.method.items() if k in ("bottleneck_dim", "rank", "length")}
+        return f"{self.cfg.experiment} {self.cfg.task.name} seed {self.cfg.seed}" + "".join(
+            f" {k}={v}" for k, v in sizes.items()
+        )
+
+
+@dataclass(frozen=True)
+class PlannedPack:
+    """Runs to be trained together. whole: some may have a record; it was begun before and is taken up as it was."""
+
+    cells: tuple[Cell, ...]
+    whole: bool
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Stale:
+    """A record left behind by an earlier form of a wanted run, and in what they differ."""
+
+    experiment: str
+    run_id: str
+    label: str
+    differs: tuple[str, ...]
+
+
+@dataclass
+class Plan:
+    """cells: parents first, each run once. packs: of the runs that can be begun now, in order."""
+
+    cells: list[Cell]
+    packs: list[PlannedPack]
+    duplicates: int = 0
+    stale: list[Stale] = field(default_factory=list)
+
+    def counts(self) -> dict[str, int]:
+        """Number of runs by state."""
+        found = Counter(cell.state for cell in self.cells)
+        return {state: found[state] for state in STATES}
+
+    @property
+    def open(self) -> list[Cell]:
+        """The runs of the packs."""
+        return [cell for pack in self.packs for cell in pack.cells]
+
+
+def make_plan(
+    cfgs: Sequence[RunConfig], size: int | None = None, workers: int = 1, retry: bool = False, stale: bool = True
+) -> Plan:
+    """The plan of these runs. size: of packs (None: by device and memory). retry: begin every failed run again.
+
+    Raises ValueError for a run that could not be trained, before any is.
+    """
+    states = _States(cfgs)
+    wanted = [states.cell(cfg) for cfg in cfgs]
+    extra = [dataclasses.replace(cell, parent=True) for cell in states.parents.values()]
+    cells: dict[Any, Cell] = {}
+    for cell in sorted([*wanted, *extra], key=lambda cell: cell.cfg.init_from is not None):  # stable: parents first
+        cells.setdefault(cell.key or id(cell), cell)
+    unique = list(cells.values())
+    pending = [
+        cell
+        for cell in unique
+        if cell.state in ("missing", "interrupted")
+        or (cell.state == "failed" and (retry or cell.kind in RETRIED))
+        or (cell.cfg.force and cell.state == "done")
+    ]
+    packs = _packs(pending, states.done_parents | cells, states.claims, size, workers)
+    plan = Plan(unique, packs, duplicates=len(wanted) + len(extra) - len(unique))
+    if stale:
+        plan.stale = find_stale(unique, states.records)
+    return plan
+
+
+class _States:
+    """Identities of runs, and their states from file names, looked up once per results folder."""
+
+    def __init__(self, cfgs: Sequence[RunConfig]):
+        self.folders = {cfg.results_dir for cfg in cfgs}
+        self.records: dict[str, dict[str, States]] = {folder: list_states(folder) for folder in self.folders}
+        self.claims: dict[Key, tuple[Claim, bool]] = {}
+        for folder in self.folders:
+            self.claims |= read_claims(folder)
+        self.parents: dict[Key, Cell] = {}  # that have to be trained
+        self.done_parents: dict[Any, Cell] = {}  # members of the packs that the others were begun in
+
+    def cell(self, cfg: RunConfig) -> Cell:
+        try:
+            p = prepare(cfg, lambda parent: self._parent(cfg, parent))
+        except ParentMissing:
+            return Cell(cfg, None, "waiting")
+        found = self.records[cfg.results_dir].get(cfg.experiment, States())
+        if p.run_id in found.done and _is_whole(record_path(cfg.results_dir, cfg.experiment, p.run_id)):
+            return Cell(cfg, p.run_id, "done")
+        if p.key in self.claims:
+            return Cell(cfg, p.run_id, "running" if self.claims[p.key][1] else "interrupted")
+        if p.run_id in found.failed:
+            return Cell(cfg, p.run_id, "failed", found.failed[p.run_id])
+        return Cell(cfg, p.run_id, "missing")
+
+    def _parent(self, child: RunConfig, cfg: RunConfig) -> tuple[str, float]:
+        """The parent's run id, and its score where there is more than one candidate."""
+        assert child.init_from is not None
+        p = prepare(cfg, lambda _: ("", 0.0))
+        there = p.run_id in self.records[cfg.results_dir].get(cfg.experiment, States()).done
+        whole = there and parents.is_whole(parents.trained_path(cfg, p.run_id))
+        if not whole and not (there and child.init_from.if_missing == "error"):
+            if child.init_from.if_missing == "error":
+                command = parents.command(child, child.init_from)
+                raise ValueError(f"init_from: no trained parent; make it with: {command}")
+            if not there:
+                self.parents.setdefault(p.key, self.cell(cfg))
+        if there:
+            self.done_parents.setdefault(p.key, Cell(cfg, p.run_id, "done", parent=True))
+        if child.init_from.parent == "same_seed":
+            return p.run_id, 0.0
+        record = record_of(p) if there else None
+        score = None if record is None else selected_score(record)
+        if score is None:
+            for candidate in parents.parent_configs(child):  # all of them are needed, not the first alone
+                self.parents.setdefault(prepare(candidate, lambda _: ("", 0.0)).key, self.cell(candidate))
+            raise ParentMissing
+        return p.run_id, score
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the file ends like a record: one that was cut short, by a copy for example, is made again."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-2, os.SEEK_END)
+            whole = file.read() == b"}\n"
+    except OSError:
+        whole = False
+    if not whole:
+        log.warning("%s is not whole: the run is made again", path)
+    return whole
+
+
+def _packs(
+    pending: Sequence[Cell], cells: Mapping[Any, Cell], claims: Mapping[Key, tuple[Claim, bool]],
+    size: int | None, workers: int,
+) -> list[PlannedPack]:  # fmt: skip
+    """Packs that were begun before, as they were, and the other pending runs in new ones; children after parents."""
+    begun: dict[str, PlannedPack] = {}
+    taken: set[int] = set()
+    for cell in pending:
+        if cell.key is None or cell.key not in claims or claims[cell.key][1]:
+            continue
+        claim = claims[cell.key][0]
+        members = [cells.get(key) for key in claim.members]
+        if claim.token not in begun and all(member is not None for member in members):
+            begun[claim.token] = PlannedPack(tuple(m for m in members if m is not None), whole=True)
+            taken |= {id(member) for member in members}
+    packs = list(begun.values())
+    rest = [cell for cell in pending if id(cell) not in taken]
+    made: list[Pack] = pack_runs([cell.cfg for cell in rest], size, workers)
+    packs += [PlannedPack(tuple(rest[i] for i in pack.runs), False, pack.why) for pack in made]
+    return sorted(packs, key=lambda pack: pack.cells[0].cfg.init_from is not None)
+
+
+def find_stale(cells: Sequence[Cell], states: Mapping[str, Mapping[str, States]]) -> list[Stale]:
+    """Records of the same experiment, task, seed, scale and departures as a missing run, but of another identity."""
+    wanted = {cell.key for cell in cells}
+    missing: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells:
+        if cell.state in ("missing", "interrupted"):
+            missing.setdefault((cell.cfg.results_dir, cell.cfg.experiment), []).append(cell)
+    found = []
+    for (folder, experiment), of_experiment in missing.items():
+        others = sorted(states[folder].get(experiment, States()).done - {key[1] for key in wanted if key})
+        if not others:
+            continue
+        by_setting: dict[tuple[Any, ...], list[Cell]] = {}
+        for cell in of_experiment:
+            asked = departures(dataclasses.asdict(cell.cfg))
+            cfg = cell.cfg
+            key = _asked(cfg.task.name, cfg.seed, cfg.scale.name, cfg.settings, asked)
+            by_setting.setdefault(key, []).append(cell)
+        for run_id in others:
+            try:
+                record = read_record(record_path(folder, experiment, run_id))
+            except RecordError:
+                continue  # the report and the run itself name it
+            same = _asked(record["task"], record["seed"], record["scale"], record["settings"], record["departures"])
+            for cell in by_setting.get(same, []):
+                differs = _differences(record, cell)
+                # Not: another point of the experiment's own sweep, or of a sweep over settings of the user's own.
+                if differs <= _BESIDES if experiment == "custom" else not differs <= swept_keys(experiment):
+                    found.append(Stale(experiment, run_id, cell.label, tuple(sorted(differs))))
+                    break
+    return found
+
+
+def _asked(task: str, seed: int, scale: str, settings: str, changed: Mapping[str, Sequence[Any]]) -> tuple[Any, ...]:
+    return task, seed, scale, settings, repr(sorted((key, both[0]) for key, both in changed.items()))
+
+
+def _differences(record: Record, cell: Cell) -> set[str]:
+    """Dotted keys of the configuration, or data, backbone, result version, parent."""
+    config, ours = record["config"], dataclasses.asdict(cell.cfg)
+    try:
+        before, now = flattened(scientific(config)), flattened(scientific(ours))
+    except (KeyError, TypeError):
+        return {"configuration"}
+    differs = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+    p = prepare(cell.cfg, lambda _: (record["parents"][0] if record["parents"] else "", 0.0))
+    names = {"data": "data", "versions": "result versions", "weights": "weights"}
+    then = record["identity"]
+    differs |= {name for key, name in names.items() if then.get(key) != p.identity.get(key)}
+    return differs or {"parent or stand-in"}

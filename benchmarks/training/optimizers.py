@@ -1,0 +1,69 @@
+"""Optimizers and schedules of the published protocols: torch's AdamW, BERT's Adam, T5X's Adafactor, transformers'
+schedules."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+from peft_bench.config.schema import TrainerConfig
+from peft_bench.training.adafactor import Adafactor
+
+
+class BertAdam(Optimizer):
+    """Adam with decoupled weight decay and without bias correction (google-research/adapter-bert, optimization.py):
+
+    m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2,   p <- p - lr (m / (sqrt(v) + eps) + decay p)
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["step"] = torch.tensor(0.0)
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+                state["step"] += 1
+                m = state["exp_avg"].lerp_(p.grad, 1 - beta1)
+                v = state["exp_avg_sq"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+                update = m / (v.sqrt() + group["eps"])
+                p.add_(update.add_(p, alpha=group["weight_decay"]), alpha=-group["lr"])
+
+
+def make_optimizer(parameters: Mapping[str, Parameter], cfg: TrainerConfig) -> Optimizer:
+    """Weight decay on matrices only: never on biases, LayerNorms, offsets (Houlsby's code, HF Trainer)."""
+    groups = [
+        {"params": [p for p in parameters.values() if p.ndim >= 2], "weight_decay": cfg.weight_decay},
+        {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    # of nothing, for a run that trains nothing: an optimizer wants at least one parameter
+    groups = [group for group in groups if group["params"]] or [{"params": [Parameter(torch.empty(0))]}]
+    if cfg.optimizer == "adafactor":
+        return Adafactor(groups, cfg.learning_rate, parameter_scaling=cfg.parameter_scaling)
+    kinds = {"adamw": AdamW, "bert_adam": BertAdam}
+    if cfg.optimizer not in kinds:
+        raise ValueError(f"trainer.optimizer={cfg.optimizer!r}: expected one of {', '.join(kinds)}, adafactor")
+    return kinds[cfg.optimizer](groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps)
+
+
+def make_schedule(optimizer: Optimizer, cfg: TrainerConfig, total_steps: int) -> LRScheduler:
+    """`linear` warm-up and decay to zero, or `constant` after the warm-up."""
+    names = {"linear": "linear", "constant": "constant_with_warmup"}
+    if cfg.schedule not in names:
+        raise ValueError(f"trainer.schedule={cfg.schedule!r}: expected one of {', '.join(names)}")
+    warmup = math.ceil(cfg.warmup_ratio * total_steps) if cfg.warmup_steps is None else cfg.warmup_steps
+    return get_scheduler(names[cfg.schedule], optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)

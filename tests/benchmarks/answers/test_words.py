@@ -1,0 +1,245 @@
+"""Tasks as text: what a backbone reads, what it should write, what its answer means, and runs that train on it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from peft_bench.answers.job import Job
+from peft_bench.answers.words import ILLEGAL, Writer
+from peft_bench.backbones.loading import LANGUAGE_MODELS, MICRO_BACKBONES, load_backbone
+from peft_bench.config.compose import compose_run
+from peft_bench.config.schema import RunConfig, TextConfig, text_of, writes_text
+from peft_bench.records.store import read_record, record_path
+from peft_bench.runs.checks import check_config
+from peft_bench.runs.identity import identity, run_id
+from peft_bench.runs.run import run_pack
+from peft_bench.tasks.loading import DataError, TaskData, load_task
+from peft_bench.training.evaluation import has_illegal, scores
+from peft_methods.attach import attach
+from peft_methods.baselines import Full
+
+BACKBONES = {"t5": "t5_v1_1_small", "gpt2": "gpt2"}
+
+
+def config(model_type: str, *words: str) -> RunConfig:
+    return compose_run([f"backbone={BACKBONES[model_type]}", "task=glue/rte", *words])
+
+
+def writer_of(model_type: str, task: str = "rte") -> Writer:
+    cfg = config(model_type, f"task=glue/{task}")
+    folder = MICRO_BACKBONES / cfg.scale.backbones[model_type]
+    return Writer(cfg.task, cfg.task.micro_text, AutoTokenizer.from_pretrained(folder), model_type == "gpt2")
+
+
+def toy(task: str = "rte") -> TaskData:
+    texts: list[tuple[str, ...]] = [
+        ("the baker liked the hammer.", "the hammer was good."),
+        ("the baker slept.", "did the baker sleep?"),
+    ]
+    labels = np.array([1.26, 4.9]) if task == "stsb" else np.array([0, 1])
+    return TaskData({"train": texts}, {"train": labels}, "toy", "0")
+
+
+def test_the_backbones_that_write_are_loaded_with_their_output_layer():
+    assert all(
+        writes_text(model_type) == (model_type in LANGUAGE_MODELS) for model_type in ("bert", "roberta", *BACKBONES)
+    )
+
+
+def test_t5_reads_the_source_and_writes_the_target():
+    writer = writer_of("t5")
+    split = writer.tokenize(toy(), 48)["train"]
+    batch = writer.training_batch(split, np.array([0, 1]))
+    decode = writer.tokenizer.batch_decode
+    assert decode(batch["input_ids"])[0] == "the baker liked the hammer. the hammer was good.</s>"
+    assert decode(batch["decoder_input_ids"]) == ["<pad> good", "<pad> bad"]
+    assert decode(batch["labels"]) == ["good</s>", "bad</s>"]
+    assert batch["attention_mask"].sum(1).tolist() == split.lengths.tolist()
+    question = writer.question_batch(split, np.array([1]))
+    assert decode(question["input_ids"]) == ["the baker slept. did the baker sleep?</s>"]
+    assert set(question) == {"input_ids", "attention_mask"}
+
+
+def test_gpt2_writes_on_behind_the_source():
+    writer = writer_of("gpt2")
+    split = writer.tokenize(toy(), 48)["train"]
+    batch = writer.training_batch(split, np.array([0, 1]))
+    text = writer.tokenizer.decode(batch["input_ids"][1][batch["attention_mask"][1].bool()])
+    assert text == "the baker slept. did the baker sleep?<|endoftext|> bad"
+    for row, ids, labels in zip(range(2), batch["input_ids"], batch["labels"], strict=True):
+        predicted = labels != -100
+        first = int(batch["boundary"][row])
+        assert writer.tokenizer.decode(labels[predicted]) == [" good<|endoftext|>", " bad<|endoftext|>"][row]
+        assert predicted.nonzero()[:, 0].tolist() == [first, first + 1]  # at the separator and at the word
+        assert ids[first] == writer.end
+    assert writer.tokenizer.decode(writer.question_batch(split, np.array([1]))["input_ids"][0]).endswith(
+        "<|endoftext|>"
+    )
+
+
+@pytest.mark.parametrize("model_type", BACKBONES)
+def test_the_loss_is_that_of_transformers(model_type: str):
+    """Its own `labels` argument shifts, masks and averages by itself."""
+    cfg = config(model_type)
+    backbone = load_backbone(cfg.backbone, cfg.scale, None, torch.device("cpu"), 0)
+    writer = writer_of(model_type)
+    data, rows = writer.tokenize(toy(), 48), np.array([0, 1])
+    job = Job(cfg, data, writer.pad, writer)
+    batch = job.training_batch(rows)
+    labels = batch.pop("labels")
+    attached = attach(backbone.model, [Full()])
+    (logits,) = attached([batch])
+    assert logits is not None
+    ours = job.loss(logits, labels) / job.weight(rows)
+    attached.detach()
+    if model_type == "t5":
+        theirs = backbone.model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels
+        ).loss
+    else:
+        both = zip(data["train"].rows(rows), data["train"].target_rows(rows), strict=True)
+        whole = [torch.from_numpy(np.concatenate(pair)).long() for pair in both]
+        sources = data["train"].lengths
+        inputs = torch.nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=writer.pad)
+        wanted = torch.nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=-100)
+        for row, length in enumerate(sources):
+            wanted[row, :length] = -100
+        mask = (torch.arange(inputs.shape[1]) < torch.tensor([len(w) for w in whole])[:, None]).long()
+        theirs = backbone.model(input_ids=inputs, attention_mask=mask, labels=wanted).loss
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_what_an_answer_means():
+    writer = writer_of("t5")
+    assert [writer.meaning(answer) for answer in ("good", " bad", "goods", "", "good bad")] == [0, 1, -1, -1, -1]
+    score = writer_of("t5", "stsb")
+    assert [score.meaning(answer) for answer in ("3.8", " 0", "5.2", "-1", "nan", "good")] == [3.8, 0, -1, -1, -1, -1]
+    assert [score.target(label) for label in (1.26, 1.1, 4.91, 5.0)] == ["1.2", "1.2", "5.0", "5.0"]
+
+
+@pytest.mark.parametrize("model_type", BACKBONES)
+def test_an_answer_ends_where_it_ends(model_type: str):
+    writer = writer_of(model_type)
+    (good,) = writer.tokenizer.encode(" good", add_special_tokens=False)
+    end = writer.end
+    written = torch.tensor([[good, end, good], [good, good, end], [good, good, good], [end, good, good]])
+    assert writer.read(written).tolist() == [0, ILLEGAL, ILLEGAL, ILLEGAL]
+
+
+def test_an_illegal_answer_is_a_wrong_one():
+    task = config("t5", "task=glue/mrpc").task
+    labels = np.array([1, 1, 0, 0])
+    found = scores(task, np.array([1, ILLEGAL, ILLEGAL, 0]), labels)
+    assert found["accuracy"] == 0.5
+    assert found["f1"] == pytest.approx(2 * 1 / (2 * 1 + 1 + 1))  # one hit, one miss, one false alarm
+    assert has_illegal(task, np.array([1, ILLEGAL]))
+    assert not has_illegal(task, labels)
+
+
+def test_a_source_that_is_too_long_loses_its_end():
+    for model_type in BACKBONES:
+        writer = writer_of(model_type)
+        split = writer.tokenize(toy(), 8)["train"]
+        batch = writer.training_batch(split, np.array([0, 1]))
+        assert batch["input_ids"].shape[1] == 8 - (model_type == "gpt2")  # its last token is only predicted
+        assert split.input_ids[split.offsets[1:] - 1].tolist() == [writer.end] * 2
+    with pytest.raises(DataError, match=r"max_length=3, expected \d to 128"):
+        writer_of("gpt2").tokenize(toy(), 3)
+
+
+BAD_TEXTS: list[tuple[TextConfig | None, str]] = [
+    (None, "has no task.micro_text"),
+    (TextConfig("{sentence1} {sentence3}", ["good", "bad"]), "expected the columns sentence1, sentence2"),
+    (TextConfig("{sentence1}", ["good"]), "expected 2 different words"),
+    (TextConfig("{sentence1}", ["good", "good"]), "expected 2 different words"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_TEXTS)
+def test_bad_text_forms_are_refused(text: TextConfig | None, message: str):
+    cfg = config("t5")
+    with pytest.raises(ValueError, match=message):
+        check_config(dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, micro_text=text)))
+
+
+def test_a_word_of_nothing_is_refused():
+    cfg = config("t5")
+    writer = Writer(cfg.task, TextConfig("{sentence1}", ["good", ""]), writer_of("t5").tokenizer, False)
+    with pytest.raises(DataError, match="makes no token of ''"):
+        writer.tokenize(toy(), 48)
+
+
+def test_every_task_is_written_differently_for_every_label():
+    for task in ("cola", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte"):
+        for model_type in BACKBONES:
+            cfg = config(model_type, f"task=glue/{task}")
+            check_config(cfg)
+            writer = writer_of(model_type, task)
+            data = load_task(cfg.task, cfg.scale, None)
+            few = TaskData({"train": data.texts["train"][:50]}, {"train": data.labels["train"][:50]}, "", "")
+            split = writer.tokenize(few, 64)["train"]
+            tokens = torch.from_numpy(np.stack(split.target_rows(np.arange(50))).astype(np.int64))
+            assert writer.read(tokens).tolist() == data.labels["train"][:50].tolist()
+            assert len(split.target_rows(np.arange(1))[0]) == 2  # one word of the language, and the end
+
+
+def test_identities_of_classifiers_do_not_know_of_text_forms():
+    def identity_of(cfg: RunConfig) -> str:
+        return run_id(identity(cfg, "data", []))
+
+    def rewritten(cfg: RunConfig, name: str) -> RunConfig:
+        changed: Any = {name: TextConfig("{sentence1}", ["fine", "bad"])}
+        return dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, **changed))
+
+    classifier, t5 = compose_run(["task=glue/rte"]), config("t5")
+    assert identity_of(rewritten(classifier, "micro_text")) == identity_of(classifier)
+    assert identity_of(rewritten(t5, "micro_text")) != identity_of(t5) == identity_of(rewritten(t5, "text"))
+    assert text_of(t5.task, t5.scale) == t5.task.micro_text
+
+
+SMALL = (
+    "trainer.max_steps=20",
+    "trainer.evaluate_every_steps=10",
+    "trainer.batch_size=8",
+    "trainer.eval_batch_size=500",
+)
+
+
+@pytest.mark.parametrize("model_type", BACKBONES)
+def test_a_pack_that_writes_trains_as_its_runs_alone(model_type: str, tmp_path: Path):
+    words = ("method=lora", "task=glue/sst2", "trainer.learning_rate=0.01", *SMALL)
+    cfgs = [config(model_type, *words, f"seed={seed}") for seed in (0, 1)]
+    records = []
+    for folder, packs in (("pack", [cfgs]), ("alone", [[cfg] for cfg in cfgs])):
+        placed = [[dataclasses.replace(cfg, results_dir=str(tmp_path / folder)) for cfg in pack] for pack in packs]
+        outcomes = [outcome for pack in placed for outcome in run_pack(pack, show_progress=False)]
+        assert {outcome.status for outcome in outcomes} == {"done"}
+        records.append([read_record(record_path(str(tmp_path / folder), "custom", o.run_id)) for o in outcomes])
+    for packed, alone in zip(*records, strict=True):
+        assert packed["run_id"] == alone["run_id"]
+        assert packed["params"]["head"] == 0
+        for a, b in zip(packed["history"], alone["history"], strict=True):
+            assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
+        assert packed["history"][-1]["train_loss"] < packed["history"][0]["train_loss"]
+
+
+def test_prompts_prefixes_and_infixes_write(tmp_path: Path):
+    """Rows of their own in the input, and the places of source and target."""
+    for model_type, methods in (("t5", ("prompt", "prefix")), ("gpt2", ("prompt", "prefix", "infix", "adapter_l"))):
+        for method in methods:
+            length = [] if method == "adapter_l" else ["method.length=3"]
+            words = (f"method={method}", *length, "task=glue/cola", "trainer.learning_rate=0.01", *SMALL)
+            cfg = config(model_type, *words, f"results_dir={tmp_path}")
+            (outcome,) = run_pack([cfg], show_progress=False)
+            assert outcome.status == "done", outcome.message
+            assert "did_not_move" not in outcome.message
+
+
+def test_a_method_without_anything_to_train_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="HeadOnly trains nothing but a head, and t5_v1_1_small answers in text"):
+        run_pack([config("t5", "method=head_only", f"results_dir={tmp_path}")], show_progress=False)

@@ -1,0 +1,82 @@
+"""What is printed in results/tables and in the README is what the committed records say."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from peft_bench.report.main import main
+
+ROOT = Path(__file__).parents[3]
+RESULTS = ROOT / "results"
+
+
+def table_lines(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+
+
+def test_the_committed_tables_are_those_of_the_committed_records(tmp_path: Path) -> None:
+    assert main(["--results", str(RESULTS), "--output", str(tmp_path)]) == 0
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    committed = {path.name: path.read_bytes() for path in (RESULTS / "tables").iterdir()}
+    del committed["param_counts.csv"], committed["param_counts.md"]  # tests/benchmarks/studies/test_params.py
+    assert written.keys() == committed.keys()
+    figures = {name for name in written if name.endswith(".svg")}  # their bytes follow matplotlib's version, too
+    assert {name: written[name] for name in written.keys() - figures} == {
+        name: committed[name] for name in committed.keys() - figures
+    }
+
+
+def test_the_readmes_tables_are_the_committed_ones() -> None:
+    readme = table_lines(ROOT / "README.md")
+    for name, first in (
+        ("micro_lora_table2", "| majority class "),
+        ("small", "| small/minilm_full "),
+    ):
+        start = next(number for number, line in enumerate(readme) if line.startswith(first)) - 2
+        committed = table_lines(RESULTS / "tables" / f"{name}.md")
+        until = next((n for n, line in enumerate(committed) if n > 1 and line.startswith("|  ")), len(committed))
+        assert readme[start : start + until] == committed[:until]
+
+
+def test_the_guides_table_of_what_settings_are_worth_is_the_committed_one() -> None:
+    committed = table_lines(RESULTS / "tables" / "micro_prompt_worth.md")
+    guide = table_lines(ROOT / "docs" / "prompt_tuning.md")
+    start = guide.index(committed[0])
+    assert guide[start : start + len(committed)] == committed
+
+
+def test_the_readmes_table_of_prompt_tuning_is_what_the_curves_say() -> None:
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_lines(ROOT / "README.md")]
+    printed = {line[0]: line[1:] for line in cells}
+    size, pretraining, words = (_scores(name) for name in ("prompt_size", "prompt_pretraining", "prompt_in_context"))
+    for row, of_curve, series in (
+        ("prompt tuning, LM-adapted", size, "prompt tuning, LM-adapted"),
+        ("the same after span corruption alone", pretraining, "span corruption"),
+        ("the beginning of an answer, in words", words, "micro_cloze"),
+        ("model tuning", size, "model tuning"),
+    ):
+        assert printed[row] == of_curve[series]
+
+
+def _scores(curve: str) -> dict[str, list[str]]:
+    """The scores on the page of a curve, by series and in the order of sizes."""
+    found: dict[str, list[str]] = {}
+    for line in table_lines(RESULTS / "tables" / f"micro_{curve}.md")[2:]:
+        series, _, _, score = (cell.strip() for cell in line.split("|")[1:5])
+        found.setdefault(series, []).append(score)
+    return found
+
+
+def test_the_readmes_counts_are_the_committed_ones() -> None:
+    counts = pd.read_csv(RESULTS / "tables" / "param_counts.csv")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_lines(ROOT / "README.md")]
+    printed = [line for line in cells if len(line) == 6 and re.search(r"\d[Mk%x]?$", line[2]) and line[3] != "ours"]
+    no = counts[counts["agrees"] == "no"]
+    expected = [
+        [row.row, row.configuration, row.printed, row.ours, f"{row.added_params:,}", f"{row.method_params:,}"]
+        for row in no.itertuples()
+    ]
+    assert printed == expected
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"{len(counts) - len(no)} of {len(counts)} readings" in readme

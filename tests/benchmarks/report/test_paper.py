@@ -1,0 +1,272 @@
+"""The papers' tables: the printed numbers themselves, and a difference only where it is allowed."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from peft_bench.config.compose import compose_run, task_choice
+from peft_bench.records.store import Record
+from peft_bench.report.main import write_tables
+from peft_bench.report.pages import paper, paper_page, parameters
+from peft_bench.report.reference import TABLES, Reference, read_reference
+from peft_bench.report.rows import frame_of
+from peft_bench.report.rules.selection import RULES
+from peft_bench.studies.report_overhead import made_record
+
+LORA = "lora/table2_roberta_base_lora"
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return read_reference()
+
+
+def published(
+    reference: Reference,
+    task: str,
+    seed: int,
+    score: float | None,
+    experiment: str = LORA,
+    splits: tuple[str, ...] = ("train", "validation"),
+    layers: int | None = None,  # of a stand-in that bears the published backbone's name
+    **more: Any,
+) -> Record:
+    """A made-up run on the published RoBERTa-base and all of the published data."""
+    sizes = reference.splits.items()
+    rows = {split: int(n) for (of, split), n in sizes if of == task and split.split("_")[0] in splits}
+    fixed: dict[str, Any] = {"scale": "paper", "backbone": "roberta_base", "published": True, "source": "glue"}
+    record = made_record(experiment, task, seed, score, **({"rows": rows} | fixed | more))
+    if layers is None:
+        record["params"]["backbone"] = int(reference.backbones.get(record["backbone"]["name"], 0))
+    return record
+
+
+def cell(table: pd.DataFrame, column: str, experiment: str = LORA) -> pd.Series:
+    return table[(table["experiment"] == experiment) & (table["column"] == column)].iloc[0]
+
+
+def five(
+    reference: Reference, task: str, scores: Sequence[float] = (0.85, 0.86, 0.87, 0.88, 0.89), **more: Any
+) -> list[Record]:
+    return [published(reference, task, seed, score, **more) for seed, score in enumerate(scores)]
+
+
+def test_all_printed_cells_are_there(reference: Reference) -> None:
+    houlsby, lora = (reference.tables[name] for name in ("houlsby2019_table1", "lora_table2"))
+    assert {*TABLES} == {*reference.tables}
+    assert houlsby.groupby("experiment", sort=False).size().tolist() == [10, 10, 10]
+    assert lora.groupby("experiment", sort=False).size().tolist() == [9] * 14
+    for table in (houlsby, lora):
+        assert not table.duplicated(["experiment", "column"]).any()
+        assert table["value"].between(50, 100).all()
+        assert set(table["selection_rule"]) <= {*RULES, "leaderboard_submission", "copied_unverified"}
+
+
+@pytest.mark.parametrize("name", ["prompt_tuning_table1", "prompt_tuning_table2", "prompt_tuning_released"])
+def test_every_printed_cell_is_scored_by_its_experiment(reference: Reference, name: str) -> None:
+    """A split or metric by another name would stay "not run" for ever."""
+    for (experiment, task), printed in reference.tables[name].groupby(["experiment", "task"]):
+        at = task_choice("squad" if task == "squad" else "glue", str(task))
+        cfg = compose_run([f"experiment={experiment}", f"task={at}", "scale=paper"])
+        others = {f"{other}/": part for other, part in cfg.transfer.items()}
+        scored = {
+            (prefix + split, metric)
+            for prefix, part in {"": cfg.task, **others}.items()
+            for split in part.validation_splits
+            for metric in part.metrics
+        }
+        assert set(zip(printed["split"], printed["metric"], strict=True)) <= scored, experiment
+
+
+def test_printed_averages_of_lora_are_the_means_of_their_columns(reference: Reference) -> None:
+    lora = reference.tables["lora_table2"]
+    for experiment, row in lora.groupby("experiment"):
+        printed = row.loc[row["column"] == "Avg", "value"].item()
+        mean = row.loc[row["column"] != "Avg", "value"].mean()
+        assert abs(printed - mean) <= 0.05 + 1e-9, experiment  # half a unit of the last printed digit
+
+
+def test_printed_totals_of_houlsby_are_not_the_means_of_their_columns(reference: Reference) -> None:
+    houlsby = reference.tables["houlsby2019_table1"]
+    for _, row in houlsby.groupby("experiment"):
+        mean = row.loc[row["column"] != "Total", "value"].mean()
+        assert mean - row.loc[row["column"] == "Total", "value"].item() > 1.4
+
+
+def test_a_comparable_cell_gets_its_difference(reference: Reference) -> None:
+    table = paper.beside_paper(frame_of(five(reference, "rte")), "lora_table2", reference)
+    rte = cell(table, "RTE")
+    assert (rte["printed"], rte["seeds"], rte["reason"]) == (86.6, 5, "")
+    assert rte["ours"] == pytest.approx(87.0)  # the median
+    assert rte["difference"] == pytest.approx(0.4)
+    assert table["difference"].notna().sum() == 1
+
+
+def test_mnli_is_compared_on_the_matched_set(reference: Reference) -> None:
+    records = five(reference, "mnli", scores=(0.87,) * 5)
+    for record in records:
+        for score in record["scores"]:
+            score["score"] = {"validation_matched": 0.87, "validation_mismatched": 0.5}[score["split"]]
+    mnli = cell(paper.beside_paper(frame_of(records), "lora_table2", reference), "MNLI")
+    assert mnli["ours"] == pytest.approx(87.0)
+    assert mnli["difference"] == pytest.approx(-0.5)
+
+
+def test_our_average_needs_every_column(reference: Reference) -> None:
+    tasks = ["mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb"]
+    records = [record for task in tasks for record in five(reference, task, scores=(0.9,) * 5)]
+    average = cell(paper.beside_paper(frame_of(records), "lora_table2", reference), "Avg")
+    assert (average["ours"], average["difference"]) == pytest.approx((90.0, 2.8))
+    without_one = [record for record in records if record["task"] != "cola"]
+    average = cell(paper.beside_paper(frame_of(without_one), "lora_table2", reference), "Avg")
+    assert pd.isna(average["ours"])
+    assert average["reason"] == "not comparable (some column is not)"
+
+
+REFUSALS: list[tuple[str, Callable[[Reference], list[Record]], bool]] = [
+    # reason, runs, whether our number is shown beside it
+    ("not run: peft-bench run -m experiment=lora/table2_roberta_base_lora scale=paper", lambda r: [], False),
+    ("not comparable (3 of 5 seeds)", lambda r: five(r, "rte", scores=(0.8,) * 3), True),
+    ("not comparable (backbone minilm_l6, the paper's is rob", lambda r: five(r, "rte", backbone="minilm_l6"), False),
+    ("not comparable (the weights of roberta_base are not", lambda r: five(r, "rte", published=False), False),
+    ("not comparable (250,000 of the backbone's 124,055,040 parameters)", lambda r: five(r, "rte", layers=1), False),
+    ("not comparable (data micro-1, the paper's are glue)", lambda r: five(r, "rte", source="micro-1"), False),
+    (
+        "not comparable (100 of 2,490 train examples)",
+        lambda r: five(r, "rte", rows={"train": 100, "validation": 277}),
+        False,
+    ),
+    (
+        "not comparable (20 of 277 validation examples)",
+        lambda r: five(r, "rte", rows={"train": 2490, "validation": 20}),
+        False,
+    ),
+    ("failed (diverged)", lambda r: [published(r, "rte", 0, None, failed="diverged")], False),
+    ("conflict (two runs for seed 0", lambda r: [*five(r, "rte"), *five(r, "rte", trainer={"epochs": 1})], False),
+    (
+        "not comparable (not the published settings: trainer.max_steps 100 (not None))",
+        lambda r: [
+            *five(r, "rte", scores=(0.8,) * 4),
+            published(r, "rte", 4, 0.8, departures={"trainer.max_steps": [100, None]}),
+        ],
+        True,
+    ),
+    (
+        "not comparable (a run is flagged: parameters did not",
+        lambda r: five(r, "rte", flags=("parameters_did_not_move",)),
+        True,
+    ),
+    (
+        "not comparable (2 more runs failed: diverged, error)",
+        lambda r: [
+            *five(r, "rte"),
+            published(r, "rte", 5, None, failed="diverged"),
+            published(r, "rte", 6, None, failed="error"),
+        ],
+        True,
+    ),
+    (
+        "not comparable (made by code that no commit holds",
+        lambda r: five(r, "rte", provenance={"git_commit": "0" * 40, "git_dirty": True, "created": ""}),
+        True,
+    ),
+    ("not comparable (NaN)", lambda r: five(r, "rte", scores=(0.8, 0.8, float("nan"), 0.8, 0.8)), True),
+]
+
+
+@pytest.mark.parametrize(("reason", "runs", "shown"), REFUSALS, ids=[reason[:40] for reason, _, _ in REFUSALS])
+def test_no_difference_without_comparability(
+    reference: Reference, reason: str, runs: Callable[[Reference], list[Record]], shown: bool
+) -> None:
+    rte = cell(paper.beside_paper(frame_of(runs(reference)), "lora_table2", reference), "RTE")
+    assert rte["reason"].startswith(reason)
+    assert pd.isna(rte["difference"])
+    assert bool(rte["run_ids"]) == shown
+
+
+def test_micro_and_small_runs_never_reach_a_papers_table(reference: Reference) -> None:
+    records = five(reference, "rte", scale="micro") + five(reference, "cola", scale="small")
+    table = paper.beside_paper(frame_of(records), "lora_table2", reference)
+    assert table["ours"].isna().all()
+    assert cell(table, "RTE")["reason"].startswith("not run")
+
+
+def test_houlsbys_numbers_are_of_the_test_server(reference: Reference) -> None:
+    experiment = "houlsby2019/table1_adapters_64"
+    more: dict[str, Any] = {"experiment": experiment, "backbone": "bert_large_uncased"}
+    on_dev = paper.beside_paper(frame_of(five(reference, "mrpc", **more)), "houlsby2019_table1", reference)
+    mrpc = cell(on_dev, "MRPC", experiment)
+    assert (mrpc["reason"], mrpc["split"]) == ("not comparable (test server split)", "validation")
+    assert mrpc["ours"] == pytest.approx(89.0)  # the best run on validation
+    # MRPC's test labels are public: the one test split that can be scored
+    both = five(reference, "mrpc", splits=("train", "validation", "test"), **more)
+    mrpc = cell(paper.beside_paper(frame_of(both), "houlsby2019_table1", reference), "MRPC", experiment)
+    assert (mrpc["reason"], mrpc["split"]) == ("", "test")
+    assert mrpc["difference"] == pytest.approx(-0.6)
+    qnli = paper.beside_paper(frame_of(five(reference, "qnli", **more)), "houlsby2019_table1", reference)
+    assert cell(qnli, "QNLI", experiment)["reason"] == "not comparable (QNLI version 1 in the paper, 2 here)"
+
+
+def test_copied_rows_and_unclear_splits_are_not_compared(reference: Reference) -> None:
+    bitfit, full = "lora/table2_roberta_base_bitfit", "lora/table2_roberta_base_full"
+    records = five(reference, "mrpc", experiment=bitfit) + five(reference, "mnli", experiment=full)
+    table = paper.beside_paper(frame_of(records), "lora_table2", reference)
+    mrpc = cell(table, "MRPC", bitfit)
+    assert mrpc["likely_metric"] == "f1"
+    assert "seeds and selection are not known" in mrpc["reason"]
+    assert cell(table, "MNLI", full)["reason"] == "not comparable (the paper does not say which split)"
+    assert cell(table, "RTE", "lora/table2_deberta_xxl_lora")["reason"].startswith("not run (no experiment file yet")
+
+
+def test_script_settings_are_apart_from_the_papers(reference: Reference, tmp_path: Path) -> None:
+    frame = frame_of(five(reference, "rte", settings="script"))
+    assert cell(paper.beside_paper(frame, "lora_table2", reference), "RTE")["reason"].startswith("not run")
+    assert cell(paper.beside_paper(frame, "lora_table2", reference, "script"), "RTE")["reason"] == ""
+    pages = write_tables(frame, reference, None, tmp_path)
+    assert pages == []
+    assert "+0.4" in (tmp_path / "lora_table2_script.md").read_text()
+    assert "+0.4" not in (tmp_path / "lora_table2.md").read_text()
+    assert "(script settings)](lora_table2_script.md)" in (tmp_path / "README.md").read_text()
+
+
+def test_the_page_shows_printed_ours_difference_and_reasons(reference: Reference) -> None:
+    records = five(reference, "rte") + five(reference, "sst2", flags=("one_class_predictions",))
+    records += five(reference, "cola", scores=(0.6, 0.61))
+    table = paper.beside_paper(frame_of(records), "lora_table2", reference)
+    text = paper_page.paper_page(table, "lora_table2", "")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1  # aligned
+    assert len(lines) == 2 + 14 * 2 + 1
+    row = next(number for number, line in enumerate(lines) if line.startswith("| RoB_base (LoRA) 0.3M "))
+    printed, ours, difference = ([part.strip() for part in line.split("|")] for line in lines[row : row + 3])
+    assert (printed[9], ours[9], difference[9]) == ("86.6", "87.0 ±1.6 (5)", "+0.4")
+    assert ours[4].startswith("87.0 ±1.6ᶜ (5) [")
+    assert difference[4] == ""
+    assert ours[6].startswith("60.5 ±0.7 (2) [")
+    assert difference[6] == ""
+    assert "Not comparable (2 of 5 seeds)." in text
+    assert "ᶜ a run predicts one class throughout." in text
+    assert ours[5] == "—"
+    assert "— not run. To run a row: `peft-bench run -m experiment=<experiment> scale=paper" in text
+
+
+def test_counts_stand_beside_the_printed_ones(reference: Reference) -> None:
+    uncounted = parameters.beside_printed(reference, "lora_table2", None)
+    assert uncounted["ours"].isna().all()
+    assert "run `peft-bench params`" in parameters.parameters_markdown(uncounted)
+    figures = [("lora/table2_roberta_base_lora", "0.3M", "0.3M", "yes", 294912, 294912, 887811)]
+    counts = pd.DataFrame(figures, columns=[*parameters._KEY, *parameters._COUNTED])
+    counted = parameters.beside_printed(reference, "lora_table2", counts)
+    assert counted["ours"].notna().sum() == 1
+    assert "|    0.3M |    0.3M |    yes | 294,912 | 294,912 |   887,811 |".replace(" ", "") in (
+        parameters.parameters_markdown(counted).replace(" ", "")
+    )
+    assert len(parameters.beside_printed(reference, "houlsby2019_table1", None)) == 6  # share and total of three rows
+
+
+def test_a_missing_reference_file_is_named(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"houlsby2019_table1.csv.*--reference"):
+        read_reference(tmp_path)
