@@ -2,6 +2,6 @@
 
 import sys
 
-from peft_bench.cli import main
+from .cli import main
 
 sys.exit(main())

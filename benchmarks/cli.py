@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return VERBS[verb](rest) or 0
     except _configuration_errors() as error:  # first: some are ValueErrors or OSErrors, too
-        from peft_bench.config.compose import explain
+        from .config.compose import explain
 
         print(f"peft-bench {verb}: {explain(error)}", file=sys.stderr)
         return 2
@@ -112,16 +112,16 @@ def _run(argv: Sequence[str]) -> int:
     multirun = {"-m", "--multirun"}
     looks = {"--cfg", "-c", "--info", "-i"} & set(argv)  # Hydra prints something and ends
     if multirun & set(argv) and not looks:
-        from peft_bench.config.multirun import main as sweep
+        from .config.multirun import main as sweep
 
         return sweep([word for word in argv if word not in multirun], "run -m")
     if "hydra/launcher=slurm" in argv and not looks:
         raise ValueError("hydra/launcher=slurm applies to a multirun only: add -m (without it Hydra would run here)")
     import hydra
 
-    from peft_bench.config.compose import register
-    from peft_bench.config.multirun import expand_globs
-    from peft_bench.config.schema import CONF_DIR
+    from .config.compose import register
+    from .config.multirun import expand_globs
+    from .config.schema import CONF_DIR
 
     register()
     sys.argv = ["peft-bench run", *expand_globs(argv)]
@@ -134,8 +134,8 @@ def _run(argv: Sequence[str]) -> int:
 def task(cfg: Any) -> None:
     """Hydra's task function: one run. Bad input ends it here, before Hydra prints what it was given; a run that failed
     is remembered for the exit status."""
-    from peft_bench.config.compose import explain, typed
-    from peft_bench.runs.run import run
+    from .config.compose import explain, typed
+    from .runs.run import run
 
     for noisy in ("httpx", "datasets", "filelock", "accelerate", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -158,7 +158,7 @@ def task(cfg: Any) -> None:
 
 
 def _run_help() -> str:
-    from peft_bench.config.compose import choices
+    from .config.compose import choices
 
     def wrapped(group: str) -> str:
         import textwrap
@@ -175,82 +175,82 @@ def _run_help() -> str:
 
 
 def _sweep(argv: Sequence[str]) -> int:
-    from peft_bench.config.multirun import main
+    from .config.multirun import main
 
     return main(argv)
 
 
 def _plan(argv: Sequence[str]) -> int:
-    from peft_bench.config.multirun import plan_main
+    from .config.multirun import plan_main
 
     return plan_main(argv)
 
 
 def _status(argv: Sequence[str]) -> int:
-    from peft_bench.sweeps.status import main
+    from .sweeps.status import main
 
     return main(argv)
 
 
 def _verify(argv: Sequence[str]) -> int:
-    from peft_bench.runs.verify import main
+    from .runs.verify import main
 
     return main(argv)
 
 
 def _report(argv: Sequence[str]) -> int:
-    from peft_bench.report.main import main
+    from .report.main import main
 
     return main(argv) or 0
 
 
 def _score(argv: Sequence[str]) -> int:
-    from peft_bench.studies.score import main
+    from .studies.score import main
 
     return main(argv)
 
 
 def _errata(argv: Sequence[str]) -> int:
-    from peft_bench.studies.e2e_gap import main
+    from .studies.e2e_gap import main
 
     return main(argv)
 
 
 def _ensemble(argv: Sequence[str]) -> int:
-    from peft_bench.studies.ensemble import main
+    from .studies.ensemble import main
 
     return main(argv)
 
 
 def _nearest(argv: Sequence[str]) -> int:
-    from peft_bench.studies.nearest import main
+    from .studies.nearest import main
 
     return main(argv)
 
 
 def _params(argv: Sequence[str]) -> int:
-    from peft_bench.studies.params import main
+    from .studies.params import main
 
     return main(argv) or 0
 
 
 def _latency(arguments: Sequence[str]) -> int:
-    from peft_bench.studies.latency import main as latency
+    from .studies.latency import main as latency
 
     return latency(arguments)
 
 
 def _pretrain(argv: Sequence[str]) -> int:
-    from peft_bench.pretraining.command import main
+    from .pretraining.command import main
 
     return main(argv) or 0
 
 
 def _rehearse(argv: Sequence[str]) -> int:
-    from peft_bench.rehearsal.offline import OFFLINE
+    from .rehearsal.offline import OFFLINE
 
     os.environ.update(OFFLINE)  # read by the libraries when they are imported, which the next line does
-    from peft_bench.rehearsal.rehearse import main
+    from .rehearsal.rehearse import main
 
     return main(argv) or 0
 

@@ -21,11 +21,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor, NoRepeatNGramLogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from peft_bench.answers.job import Job
-from peft_bench.answers.tokens import TokenizedSplit
-from peft_bench.config.schema import DecodingConfig
 from peft_methods.attached import Attached
 from peft_methods.inputs import Batch
+
+from ..config.schema import DecodingConfig
+from .job import Job
+from .tokens import TokenizedSplit
 
 
 @dataclass(frozen=True)

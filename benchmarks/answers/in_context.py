@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from peft_bench.config.schema import InContextConfig
-from peft_bench.tasks.loading import DataError
+from ..config.schema import InContextConfig
+from ..tasks.loading import DataError
 
 LIKELIHOODS = ("per_token", "sum")
 _BLANKS = {"prompt": ("{source}",), "example": ("{source}", "{target}")}

@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peft_bench.answers.sequences import IGNORED, Sequences
-from peft_bench.answers.tokens import TokenizedSplit, collate
-from peft_bench.answers.words import Writer
-from peft_bench.config.schema import RunConfig
-from peft_bench.tasks.texts import TextWriter
 from peft_methods.attached import Attached
 from peft_methods.inputs import Batch
+
+from ..config.schema import RunConfig
+from ..tasks.texts import TextWriter
+from .sequences import IGNORED, Sequences
+from .tokens import TokenizedSplit, collate
+from .words import Writer
 
 
 @dataclass

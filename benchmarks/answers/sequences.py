@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from peft_bench.answers.tokens import TokenizedSplit, tokenize_texts
-from peft_bench.tasks.loading import DataError
+from ..tasks.loading import DataError
+from .tokens import TokenizedSplit, tokenize_texts
 
 IGNORED = -100  # label where nothing is to be predicted: cross_entropy's default
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from peft_bench.answers.in_context import InContext
-from peft_bench.answers.sequences import IGNORED, Sequences
-from peft_bench.answers.tokens import TokenizedSplit, tokenize_texts
-from peft_bench.config.schema import TaskConfig, TextConfig
-from peft_bench.tasks.loading import DataError, TaskData
+from ..config.schema import TaskConfig, TextConfig
+from ..tasks.loading import DataError, TaskData
+from .in_context import InContext
+from .sequences import IGNORED, Sequences
+from .tokens import TokenizedSplit, tokenize_texts
 
 ILLEGAL = -1  # prediction where an answer is no label of the task; scored as wrong
 SPARE_TOKENS = 2  # an answer may run on past the longest target, so that it is not cut off to a legal one

@@ -4,13 +4,10 @@ import dataclasses
 import itertools
 import logging
 
-from peft_bench.answers.decoding import check_tokens
-from peft_bench.answers.in_context import InContext, draw
-from peft_bench.answers.job import Job
-from peft_bench.answers.tokens import TokenizedSplit, joined, tokenize_texts
-from peft_bench.answers.words import Writer
-from peft_bench.backbones.loading import Backbone
-from peft_bench.config.schema import (
+from peft_methods.attached import Attached
+
+from ..backbones.loading import Backbone
+from ..config.schema import (
     GenerationConfig,
     InContextConfig,
     RunConfig,
@@ -20,11 +17,15 @@ from peft_bench.config.schema import (
     others_of,
     text_of,
 )
-from peft_bench.metrics.squad import ANSWER_METRICS
-from peft_bench.runs.prepare import Prepared
-from peft_bench.tasks.loading import DataError, examples_of
-from peft_bench.tasks.texts import TextWriter
-from peft_methods.attached import Attached
+from ..metrics.squad import ANSWER_METRICS
+from ..runs.prepare import Prepared
+from ..tasks.loading import DataError, examples_of
+from ..tasks.texts import TextWriter
+from .decoding import check_tokens
+from .in_context import InContext, draw
+from .job import Job
+from .tokens import TokenizedSplit, joined, tokenize_texts
+from .words import Writer
 
 log = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from peft_bench.config.schema import BackboneConfig, ScaleConfig
+from ..config.schema import BackboneConfig, ScaleConfig
 
 MICRO_BACKBONES = Path(__file__).resolve().parents[1] / "micro" / "backbones"
 _FILES = ["model*.safetensors*", "*.json", "*.txt", "*.model"]  # of a checkpoint on the hub: weights, shapes, tokenizer

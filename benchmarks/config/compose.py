@@ -21,8 +21,8 @@ from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from peft_bench.config import schema
-from peft_bench.config.schema import CONF_DIR, BackboneConfig, RunConfig
+from . import schema
+from .schema import CONF_DIR, BackboneConfig, RunConfig
 
 
 def compose_run(overrides: Sequence[str]) -> RunConfig:
@@ -49,7 +49,6 @@ def compose_job(overrides: Sequence[str]) -> RunConfig:
 
 def register() -> None:
     """Store the schema in Hydra's ConfigStore; safe to call twice."""
-    from peft_bench.controls import BagOfWords, Majority
     from peft_methods.baselines import Full, FullTop, HeadOnly
     from peft_methods.bitfit import BitFit
     from peft_methods.bottleneck import AdapterL, Houlsby, Parallel, Pfeiffer, SharedPfeiffer
@@ -59,6 +58,8 @@ def register() -> None:
     from peft_methods.lora import Lora
     from peft_methods.prefix import Infix, Prefix
     from peft_methods.prompt import Prompt
+
+    from ..controls import BagOfWords, Majority
 
     store = ConfigStore.instance()
     store.store(group="schema", name="run", node=RunConfig, package="_global_")

@@ -12,9 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Transformer
 from omegaconf import OmegaConf
 
-from peft_bench.config.compose import choices, compose_run, task_choice
-from peft_bench.config.schema import CONF_DIR, RunConfig, generation_of
-from peft_bench.config.science import scientific, start
+from .compose import choices, compose_run, task_choice
+from .schema import CONF_DIR, RunConfig, generation_of
+from .science import scientific, start
 
 
 def departures(config: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -16,8 +16,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from peft_bench.config.compose import compose_cfg, explain, typed
-from peft_bench.config.schema import RunConfig
+from .compose import compose_cfg, explain, typed
+from .schema import RunConfig
 
 Values = dict[str, Any]  # dotted key -> value
 _CHOICES = {

@@ -17,10 +17,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
 from omegaconf import OmegaConf
 
-from peft_bench.config.compose import choices
-from peft_bench.config.schema import CONF_DIR, RunConfig
-from peft_bench.runs.prepare import check_writable
-from peft_bench.sweeps.display import summary
+from ..runs.prepare import check_writable
+from ..sweeps.display import summary
+from .compose import choices
+from .schema import CONF_DIR, RunConfig
 
 
 def expand(multirun: Sequence[str]) -> list[list[str]]:
@@ -177,15 +177,15 @@ def main(argv: Sequence[str], verb: str = "sweep") -> int:
         "Make all runs of a sweep in local worker processes, or with hydra/launcher=slurm on a cluster. Runs that are "
         "done are left out, so the same command continues an interrupted sweep; several machines may run it at once.",
     )
-    from peft_bench.config.many import compose_all
-    from peft_bench.sweeps.forecast import check_budget, plan_text, write_plan
-    from peft_bench.sweeps.plan import make_plan
-    from peft_bench.sweeps.workers import LocalPool, run_all
+    from ..sweeps.forecast import check_budget, plan_text, write_plan
+    from ..sweeps.plan import make_plan
+    from ..sweeps.workers import LocalPool, run_all
+    from .many import compose_all
 
     start = time.monotonic()
     cluster = None
     if sweep.launcher:
-        from peft_bench.sweeps.slurm import launcher_pool
+        from ..sweeps.slurm import launcher_pool
 
         cluster = launcher_pool(sweep.launcher)
     cfgs = compose_all(sweep.jobs)
@@ -213,7 +213,7 @@ def main(argv: Sequence[str], verb: str = "sweep") -> int:
 
 def gpus_for(cfgs: Sequence[RunConfig]) -> int:
     """GPUs that these runs may use."""
-    from peft_bench.sweeps.packs import uses_gpu
+    from ..sweeps.packs import uses_gpu
 
     if not any(uses_gpu(cfg) for cfg in cfgs):
         return 0
@@ -230,9 +230,9 @@ def plan_main(argv: Sequence[str]) -> int:
         "Say what a sweep has to do, without doing it: its runs by state, the packs, and the time, memory and disk "
         "that records of like runs and short calibrations predict. --workers: how many devices share the work.",
     )
-    from peft_bench.config.many import compose_all
-    from peft_bench.sweeps.forecast import check_budget, costs_text, plan_text, write_plan
-    from peft_bench.sweeps.plan import make_plan
+    from ..sweeps.forecast import check_budget, costs_text, plan_text, write_plan
+    from ..sweeps.plan import make_plan
+    from .many import compose_all
 
     plan = make_plan(compose_all(sweep.jobs), sweep.pack, sweep.workers, sweep.retry)
     print(plan_text(sweep.name, plan, sweep.workers))

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from peft_bench.config.schema import writes_text
+from .schema import writes_text
 
 # What a sweep searches over; columns of their own in the report.
 SEARCHED = {"trainer": ("learning_rate", "batch_size", "epochs"), "method": ("bottleneck_dim", "rank", "alpha")}

@@ -24,7 +24,7 @@ import evaluate
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from peft_bench.metrics.ptb import JavaMissing, coco_folder, java, ptb_tokenize
+from .ptb import JavaMissing, coco_folder, java, ptb_tokenize
 
 References = Sequence[Sequence[str]]
 METEOR_JAR = "meteor/meteor-1.5.jar"  # of pycocoevalcap

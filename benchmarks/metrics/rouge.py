@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import absl.logging
 from rouge_score.rouge_scorer import RougeScorer
 
-from peft_bench.metrics.e2e import References, check_texts
+from .e2e import References, check_texts
 
 # rouge_score logs through absl, whose handler keeps the stderr that it finds when it is imported, and closes it when
 # logging is configured anew: not that of a test or a notebook, then.

@@ -11,8 +11,8 @@ import random
 from dataclasses import replace
 from functools import cache
 
-from peft_bench.micro.language import LANGUAGE_VERSION, Report, Speaker
-from peft_bench.micro.lexicon import (
+from .language import LANGUAGE_VERSION, Report, Speaker
+from .lexicon import (
     ADJECTIVES,
     DEEDS,
     FEELINGS,

@@ -16,8 +16,8 @@ import random
 from functools import cache
 from typing import Any
 
-from peft_bench.micro.language import OWNERS, Speaker, frames
-from peft_bench.micro.lexicon import ADJECTIVES, DEEDS, PEOPLE, PLACES, THINGS, TIMES
+from .language import OWNERS, Speaker, frames
+from .lexicon import ADJECTIVES, DEEDS, PEOPLE, PLACES, THINGS, TIMES
 
 DATA_TO_TEXT_VERSION = "micro-text-1"
 REFERENCES = 4  # of each input

@@ -12,7 +12,7 @@ import random
 from dataclasses import dataclass, replace
 from functools import cache
 
-from peft_bench.micro.lexicon import (
+from .lexicon import (
     ADJECTIVES,
     DEEDS,
     EMPHASIS,

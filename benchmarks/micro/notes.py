@@ -11,8 +11,8 @@ from __future__ import annotations
 import random
 from functools import cache
 
-from peft_bench.micro.language import LANGUAGE_VERSION, Speaker, frames
-from peft_bench.micro.lexicon import ADJECTIVES, DEEDS, PLACES, TIMES
+from .language import LANGUAGE_VERSION, Speaker, frames
+from .lexicon import ADJECTIVES, DEEDS, PLACES, TIMES
 
 NOTES = {"train": 60_000, "validation": 1_500}
 

@@ -18,8 +18,8 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from peft_bench.micro.language import Report, Speaker, frames
-from peft_bench.micro.lexicon import DEEDS, GENRES, PLACES, TIMES
+from .language import Report, Speaker, frames
+from .lexicon import DEEDS, GENRES, PLACES, TIMES
 
 QUESTIONS_VERSION = "micro-questions-2"
 SIZES = {"squad": {"train": 3200, "validation": 300, "test": 1000}, "squad_sea": {"validation": 1000}}

@@ -19,9 +19,9 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from peft_bench.micro.data_to_text import held_words
-from peft_bench.micro.language import Report, Speaker
-from peft_bench.micro.lexicon import IN_OPINION, IN_SETTING, IN_TOPIC, PEOPLE, PLACES, THINGS, TIMES, TOPICS
+from .data_to_text import held_words
+from .language import Report, Speaker
+from .lexicon import IN_OPINION, IN_SETTING, IN_TOPIC, PEOPLE, PLACES, THINGS, TIMES, TOPICS
 
 SUMMARIES_VERSION = "micro-summary-1"
 DOCUMENTS = {"train": 3000, "validation": 400, "test": 500}

@@ -26,8 +26,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from peft_bench.micro.language import Report, Speaker, frames
-from peft_bench.micro.lexicon import (
+from .language import Report, Speaker, frames
+from .lexicon import (
     ADJECTIVES,
     DEEDS,
     FEELINGS,

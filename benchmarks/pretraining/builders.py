@@ -37,7 +37,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from peft_bench.backbones.loading import untie_output_layer
+from ..backbones.loading import untie_output_layer
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from peft_bench.pretraining.chunks import Packing
+from .chunks import Packing
 
 
 class CausalStream:

@@ -37,13 +37,15 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 from transformers.activations import NewGELUActivation
 
-from peft_bench.micro.language import LANGUAGE_VERSION
-from peft_bench.micro.notes import notes
-from peft_bench.pretraining.builders import BUILDERS, DROPOUT, Sizes
-from peft_bench.pretraining.denoising import DenoisingStream
-from peft_bench.pretraining.folder import LOSS_TOLERANCE, compare, load_pretrained, load_tokenizer, replace_folder
-from peft_bench.pretraining.masking import PairStream
-from peft_bench.pretraining.objectives import (
+from peft_methods.state import file_sha256
+
+from ..micro.language import LANGUAGE_VERSION
+from ..micro.notes import notes
+from .builders import BUILDERS, DROPOUT, Sizes
+from .denoising import DenoisingStream
+from .folder import LOSS_TOLERANCE, compare, load_pretrained, load_tokenizer, replace_folder
+from .masking import PairStream
+from .objectives import (
     OBJECTIVES,
     Stream,
     check_objective,
@@ -53,10 +55,9 @@ from peft_bench.pretraining.objectives import (
     unigram_loss,
     validation_loss,
 )
-from peft_bench.pretraining.real_text import collections, read_documents
-from peft_bench.pretraining.span_corruption import SpanStream
-from peft_bench.pretraining.state import Progress, load_state, save_state, state_path
-from peft_methods.state import file_sha256
+from .real_text import collections, read_documents
+from .span_corruption import SpanStream
+from .state import Progress, load_state, save_state, state_path
 
 STATE_SECONDS = 300.0  # between two writings of the state from which a run goes on
 BACKBONES = Path(__file__).resolve().parents[1] / "micro" / "backbones"

@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from peft_bench.answers.sequences import IGNORED, padded
+from ..answers.sequences import IGNORED, padded
 
 MASKED = 0.3
 MEAN_SPAN = 3.0

@@ -18,9 +18,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from peft_bench.backbones.loading import untie_output_layer
-from peft_bench.pretraining.objectives import validation_loss
 from peft_methods.state import file_sha256
+
+from ..backbones.loading import untie_output_layer
+from .objectives import validation_loss
 
 # A remade backbone's validation loss may differ by this much (nats per predicted token) from the shipped one's: other
 # processors and library versions round differently, and thousands of steps amplify it. Two seeds here differ by less.

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from peft_bench.micro.corpus import corpus
-from peft_bench.pretraining.causal_lm import CausalStream
-from peft_bench.pretraining.denoising import DenoisingStream
-from peft_bench.pretraining.masking import PairStream, mlm_loss
-from peft_bench.pretraining.prefix_lm import PrefixStream
-from peft_bench.pretraining.span_corruption import SpanStream
+from ..micro.corpus import corpus
+from .causal_lm import CausalStream
+from .denoising import DenoisingStream
+from .masking import PairStream, mlm_loss
+from .prefix_lm import PrefixStream
+from .span_corruption import SpanStream
 
 OBJECTIVES = {  # -> the architectures it is for
     "mlm": ("bert", "roberta"),

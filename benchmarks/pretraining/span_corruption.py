@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from peft_bench.pretraining.chunks import Packing
+from .chunks import Packing
 
 NOISE_DENSITY = 0.15
 MEAN_SPAN = 3.0

@@ -26,7 +26,7 @@ import orjson
 import psutil
 from filelock import FileLock, Timeout
 
-from peft_bench.records.store import SCHEMA, write_files
+from .store import SCHEMA, write_files
 
 RUNNING = "running"  # the folder under results/ that holds the claims
 CLAIM_SECONDS = 120.0  # a claim that nobody has touched for so long has expired

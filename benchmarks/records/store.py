@@ -23,9 +23,9 @@ from typing import Any, cast
 
 import orjson
 
-from peft_bench.records.schema import SCHEMA as SCHEMA
-from peft_bench.records.schema import NewerRecordError as NewerRecordError
-from peft_bench.records.schema import Record, RecordError, check, migrate
+from .schema import SCHEMA as SCHEMA
+from .schema import NewerRecordError as NewerRecordError
+from .schema import Record, RecordError, check, migrate
 
 RECORDS = "records"  # the folder under results/ that holds them
 FAILED, UNREADABLE, PREDICTIONS = ".failed.json", ".unreadable", ".predictions.json.gz"

@@ -27,11 +27,11 @@ from pathlib import Path
 
 import yaml
 
-from peft_bench.config.compose import compose_job
-from peft_bench.config.multirun import expand
-from peft_bench.config.schema import CONF_DIR, RunConfig, TaskConfig, generation_of, is_control
-from peft_bench.records.store import predictions_path, read_record, record_path
-from peft_bench.rehearsal.offline import OFFLINE, no_network
+from ..config.compose import compose_job
+from ..config.multirun import expand
+from ..config.schema import CONF_DIR, RunConfig, TaskConfig, generation_of, is_control
+from ..records.store import predictions_path, read_record, record_path
+from .offline import OFFLINE, no_network
 
 STEPS = 2
 
@@ -122,8 +122,8 @@ def compose_act(act: Act, folder: Path) -> list[RunConfig]:
 
 def build_standins(cfgs: Sequence[RunConfig]) -> None:
     """The backbones and data that these runs, and their parents, read."""
-    from peft_bench.rehearsal.standins import make_backbone, make_task
-    from peft_bench.runs.parents import parent_configs
+    from ..runs.parents import parent_configs
+    from .standins import make_backbone, make_task
 
     children = {(c.init_from.experiment, c.init_from.task, c.settings): c for c in cfgs if c.init_from is not None}
     everyone = [*cfgs, *(parent_configs(child)[0] for child in children.values())]
@@ -146,7 +146,7 @@ def _layers(cfg: RunConfig) -> int:
 
 def rehearse(cfg: RunConfig) -> list[str]:
     """One run, from configuration to record; what is wrong with the record, nothing if it is as it must be."""
-    from peft_bench.runs.run import run
+    from ..runs.run import run
 
     outcome = run(cfg, show_progress=False)
     if outcome.status == "failed":
@@ -194,8 +194,8 @@ def as_from_hub(cfg: RunConfig) -> RunConfig:
 
 def check_report(results: Path, cfgs: Sequence[RunConfig]) -> list[str]:
     """Make the report of these results; what is wrong with it: a run it does not show, or a stand-in it compares."""
-    from peft_bench.cli import main as command
-    from peft_bench.report.reference import TABLES
+    from ..cli import main as command
+    from ..report.reference import TABLES
 
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
@@ -223,7 +223,7 @@ def check_report(results: Path, cfgs: Sequence[RunConfig]) -> list[str]:
 
 def _in_curves(tables: Path) -> set[str]:
     """The experiments whose runs a curve at scale=paper shows."""
-    from peft_bench.report.pages.curves import CURVES
+    from ..report.pages.curves import CURVES
 
     drawn = [curve for curve in CURVES if (tables / f"paper_{curve.name}.csv").is_file()]
     return {name for curve in drawn for name in curve.experiments}
@@ -278,7 +278,7 @@ def _perform(acts: Sequence[Act], folder: Path, attempts: list[str], workers: in
     for (act, group), (problems, seconds, found) in zip(cfgs.items(), _performed(cfgs.values(), workers), strict=True):
         tally.add(act.experiment, act.settings, len(group), problems, seconds)
         reached += found
-    from peft_bench.rehearsal.standins import hub_cache
+    from .standins import hub_cache
 
     local = one_of_each([cfg for cfg in everyone if not cfg.scale.backbones])
     backbones = [(str(cfg.backbone_dir), cfg.backbone) for cfg in local]

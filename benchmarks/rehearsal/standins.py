@@ -44,10 +44,10 @@ from transformers import (
     T5Tokenizer,
 )
 
-from peft_bench.backbones.loading import untie_output_layer
-from peft_bench.config.schema import BackboneConfig, GenerationConfig, TaskConfig
-from peft_bench.pretraining.builders import SENTINELS, byte_level_bpe, unigram_pieces
-from peft_bench.tasks.mrqa import DATASET as MRQA
+from ..backbones.loading import untie_output_layer
+from ..config.schema import BackboneConfig, GenerationConfig, TaskConfig
+from ..pretraining.builders import SENTINELS, byte_level_bpe, unigram_pieces
+from ..tasks.mrqa import DATASET as MRQA
 
 HEAD_SIZE = 4  # width = number of heads times this
 ROWS = {"train": 40, "validation": 16, "test": 8}  # by the first word of the split

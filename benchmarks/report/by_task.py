@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from peft_bench.records.store import Problem, list_states
-from peft_bench.report.render import markdown_table
-from peft_bench.report.rows import results_frame
-from peft_bench.report.rules.selection import RUN
+from ..records.store import Problem, list_states
+from .render import markdown_table
+from .rows import results_frame
+from .rules.selection import RUN
 
 
 def by_task(results_dir: Path) -> tuple[str, list[Problem]]:

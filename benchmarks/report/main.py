@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from peft_bench.records.store import RECORDS, Problem, write_files
-from peft_bench.report.pages import (
+from ..records.store import RECORDS, Problem, write_files
+from .pages import (
     claims,
     curves,
     e2e_gap,
@@ -24,11 +24,11 @@ from peft_bench.report.pages import (
     texts,
     worth,
 )
-from peft_bench.report.reference import DIRECTORY, TABLES, Reference, read_reference
-from peft_bench.report.render import bullets, page, write
-from peft_bench.report.rows import results_frame
-from peft_bench.report.rules.conflicts import conflicts
-from peft_bench.report.rules.selection import RUN
+from .reference import DIRECTORY, TABLES, Reference, read_reference
+from .render import bullets, page, write
+from .rows import results_frame
+from .rules.conflicts import conflicts
+from .rules.selection import RUN
 
 
 def main(argv: Sequence[str]) -> int:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from peft_bench.config.science import digest_apart_from_search
-from peft_bench.records.store import Problem, Record, iter_records
+from ..config.science import digest_apart_from_search
+from ..records.store import Problem, Record, iter_records
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from peft_bench.config.schema import LOSS
-from peft_bench.records.store import write_files
-from peft_bench.report.rows import results_frame
+from ..config.schema import LOSS
+from ..records.store import write_files
+from .rows import results_frame
 
 RUNS = ["experiment", "task", "stands_for", "init", "length", "target_prefix", "optimizer", "learning_rate", "seed"]
 MADE = ["metric", "score", "train_seconds", "device", "git_commit", "run_id"]

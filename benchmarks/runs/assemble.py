@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from peft_bench.answers.decoding import Outputs
-from peft_bench.answers.words import ILLEGAL
-from peft_bench.config.schema import LOSS, RunConfig, task_of, writes_text
-from peft_bench.records.schema import tolerance_for
-from peft_bench.records.store import SCHEMA, Record
-from peft_bench.tasks.loading import TaskData
-from peft_bench.training.evaluation import has_illegal, is_constant, scores, text_scores
+from ..answers.decoding import Outputs
+from ..answers.words import ILLEGAL
+from ..config.schema import LOSS, RunConfig, task_of, writes_text
+from ..records.schema import tolerance_for
+from ..records.store import SCHEMA, Record
+from ..tasks.loading import TaskData
+from ..training.evaluation import has_illegal, is_constant, scores, text_scores
 
 CUT_OFF = "cut_off"  # share of outputs that max_new_tokens cut off
 ILLEGAL_ANSWERS = "illegal"  # share of written answers that are no label

@@ -5,9 +5,11 @@ import math
 
 from transformers import CONFIG_MAPPING, AutoConfig
 
-from peft_bench.answers.in_context import check_in_context
-from peft_bench.config.compose import task_choice
-from peft_bench.config.schema import (
+from peft_methods.architectures import ARCHITECTURES
+
+from ..answers.in_context import check_in_context
+from ..config.compose import task_choice
+from ..config.schema import (
     LOSS,
     BackboneConfig,
     RunConfig,
@@ -19,12 +21,11 @@ from peft_bench.config.schema import (
     text_of,
     writes_text,
 )
-from peft_bench.metrics.e2e import TEXT_METRICS
-from peft_bench.metrics.labels import EXACT_MATCH, MEAN, METRICS
-from peft_bench.metrics.rouge import ROUGE
-from peft_bench.metrics.squad import ANSWER_METRICS
-from peft_bench.training.devices import DEVICES, DTYPES, PRECISIONS
-from peft_methods.architectures import ARCHITECTURES
+from ..metrics.e2e import TEXT_METRICS
+from ..metrics.labels import EXACT_MATCH, MEAN, METRICS
+from ..metrics.rouge import ROUGE
+from ..metrics.squad import ANSWER_METRICS
+from ..training.devices import DEVICES, DTYPES, PRECISIONS
 
 # Keys of config.json that the configuration class lacks and the model reads all the same.
 READ_BY_THE_MODEL = {

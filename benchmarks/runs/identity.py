@@ -11,9 +11,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from peft_bench.backbones.loading import shipped_digest, stand_in
-from peft_bench.config.schema import RunConfig, is_control
-from peft_bench.config.science import scientific
+from ..backbones.loading import shipped_digest, stand_in
+from ..config.schema import RunConfig, is_control
+from ..config.science import scientific
 
 LOOP_VERSION = 1
 METHOD_VERSIONS = {

@@ -12,36 +12,37 @@ import numpy as np
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from peft_bench.answers.decoding import Outputs, decode
-from peft_bench.answers.job import Job
-from peft_bench.answers.tokens import tokenize
-from peft_bench.answers.writing_job import writing_job
-from peft_bench.backbones.loading import Backbone, describe, load_backbone
-from peft_bench.config.compose import build_method
-from peft_bench.config.schema import (
-    RunConfig,
-    is_control,
-    text_of,
-    writes_text,
-)
-from peft_bench.records import leases
-from peft_bench.records.store import RecordError, write_record
-from peft_bench.runs import parents
-from peft_bench.runs.assemble import PARAMS, RunOutput, assemble, assemble_failure, prediction_columns
-from peft_bench.runs.checks import check_length
-from peft_bench.runs.prepare import Outcome, Prepared, found_done, outcome_of, prepare, recorded_score, selected_score
-from peft_bench.tasks.texts import INPUTS
-from peft_bench.training import devices
-from peft_bench.training.checkpoint import load_checkpoint
-from peft_bench.training.evaluation import predict, target_loss
-from peft_bench.training.loop import Run, restore_best, train
-from peft_bench.training.progress import Checkpointing, StepProgress
-from peft_bench.training.tracking import Tracker
 from peft_methods.attach import attach
 from peft_methods.attached import Attached
 from peft_methods.counting import count_parameters
 from peft_methods.heads import ClassificationHead
 from peft_methods.state import file_sha256, save_trained, trained_tensors
+
+from ..answers.decoding import Outputs, decode
+from ..answers.job import Job
+from ..answers.tokens import tokenize
+from ..answers.writing_job import writing_job
+from ..backbones.loading import Backbone, describe, load_backbone
+from ..config.compose import build_method
+from ..config.schema import (
+    RunConfig,
+    is_control,
+    text_of,
+    writes_text,
+)
+from ..records import leases
+from ..records.store import RecordError, write_record
+from ..tasks.texts import INPUTS
+from ..training import devices
+from ..training.checkpoint import load_checkpoint
+from ..training.evaluation import predict, target_loss
+from ..training.loop import Run, restore_best, train
+from ..training.progress import Checkpointing, StepProgress
+from ..training.tracking import Tracker
+from . import parents
+from .assemble import PARAMS, RunOutput, assemble, assemble_failure, prediction_columns
+from .checks import check_length
+from .prepare import Outcome, Prepared, found_done, outcome_of, prepare, recorded_score, selected_score
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from peft_bench.config.compose import compose_job
-from peft_bench.config.schema import InitFromConfig, RunConfig
 from peft_methods.attached import Attached
 from peft_methods.state import copy_trained, read_safetensors
+
+from ..config.compose import compose_job
+from ..config.schema import InitFromConfig, RunConfig
 
 
 def parent_configs(cfg: RunConfig) -> list[RunConfig]:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peft_bench.backbones.loading import weights_of
-from peft_bench.config.schema import RunConfig, is_control
-from peft_bench.records.store import NewerRecordError, Record, RecordError, read_record, record_path, set_aside
-from peft_bench.runs import parents
-from peft_bench.runs.checks import check_config
-from peft_bench.runs.identity import identity, run_id
-from peft_bench.tasks.loading import TaskData, load_run_data
+from ..backbones.loading import weights_of
+from ..config.schema import RunConfig, is_control
+from ..records.store import NewerRecordError, Record, RecordError, read_record, record_path, set_aside
+from ..tasks.loading import TaskData, load_run_data
+from . import parents
+from .checks import check_config
+from .identity import identity, run_id
 
 log = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ from typing import cast
 
 import torch
 
-from peft_bench.config.departures import departures, unused_decoding
-from peft_bench.config.schema import RunConfig
-from peft_bench.records import leases
-from peft_bench.runs import parents
-from peft_bench.runs.checks import check_pack
-from peft_bench.runs.making import make
-from peft_bench.runs.prepare import Outcome, Prepared, check_writable, found_done, outcome_of, prepare
+from ..config.departures import departures, unused_decoding
+from ..config.schema import RunConfig
+from ..records import leases
+from . import parents
+from .checks import check_pack
+from .making import make
+from .prepare import Outcome, Prepared, check_writable, found_done, outcome_of, prepare
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft_bench.config.schema import RunConfig, TrackingConfig
-from peft_bench.config.science import present_method
-from peft_bench.records.store import RECORDS, Record, RecordError, predictions_path, read_record, record_path
-from peft_bench.runs import parents
+from ..config.schema import RunConfig, TrackingConfig
+from ..config.science import present_method
+from ..records.store import RECORDS, Record, RecordError, predictions_path, read_record, record_path
+from . import parents
 
 _SAME_CLASS = ("device", "device_name", "dtype", "threads", "members", "micro_batch_size", "processes", "versions")
 
@@ -78,7 +78,7 @@ def find(results: Path, name: str) -> Path:
 
 def repeat(results: Path, record: Record, folder: Path, places: Mapping[str, str | None]) -> Record:
     """Make the record's whole pack again in `folder`; raises ValueError where that is not possible."""
-    from peft_bench.runs.run import run_pack
+    from .run import run_pack
 
     members = _members(results, record)
     cfgs = []

@@ -22,9 +22,9 @@ from typing import Any
 import pandas as pd
 from sacrebleu.metrics.bleu import BLEU
 
-from peft_bench.config.schema import DecodingConfig, RunConfig
-from peft_bench.metrics.e2e import bleu
-from peft_bench.records.store import RECORDS, Record, read_record, write_files
+from ..config.schema import DecodingConfig, RunConfig
+from ..metrics.e2e import bleu
+from ..records.store import RECORDS, Record, read_record, write_files
 
 EXPERIMENT = "errata/e2e_gap"
 FOLDER = Path("errata")
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     content = table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
     path = options.results / FOLDER / "e2e_gap.csv"
     write_files({path: content.encode()})
-    from peft_bench.report.pages.e2e_gap import effects, effects_markdown
+    from ..report.pages.e2e_gap import effects, effects_markdown
 
     print(effects_markdown(effects(table)))
     print(f"\n{len(table)} combinations: {path}")
@@ -104,8 +104,8 @@ def _records(results: Path, experiment: str) -> Iterator[Record]:
 
 def _of_run(record: Record, levels: Mapping[str, list[Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every combination of decoding and scoring for one run."""
-    from peft_bench.answers.decoding import clean_up
-    from peft_bench.runs.verify import run_config
+    from ..answers.decoding import clean_up
+    from ..runs.verify import run_config
 
     cfg = dataclasses.replace(
         run_config(record["config"]),
@@ -152,8 +152,8 @@ METRICS = {"official script": bleu, "sacrebleu, cased": _cased}
 
 def _references(cfg: RunConfig) -> dict[str, list[list[str]]]:
     """The test references in both forms, in the order of the run's inputs."""
-    from peft_bench.config.compose import compose_run
-    from peft_bench.tasks.loading import load_task
+    from ..config.compose import compose_run
+    from ..tasks.loading import load_task
 
     own = load_task(cfg.task, cfg.scale, cfg.data_dir)
     words = ["task=e2e", f"scale={cfg.scale.name}", "task.generation.reference_form=official"]
@@ -186,16 +186,17 @@ def _outputs(
 
 def _attach(record: Record, cfg: RunConfig) -> tuple[Any, Any, Any]:
     """The run as it was selected: backbone, method, trained tensors; its job and the devices."""
-    from peft_bench.answers.job import Job
-    from peft_bench.backbones.loading import load_backbone
-    from peft_bench.config.compose import build_method, register
-    from peft_bench.config.schema import generation_of
-    from peft_bench.runs import parents
-    from peft_bench.tasks.loading import load_task
-    from peft_bench.tasks.texts import TextWriter
-    from peft_bench.training import devices
     from peft_methods.attach import attach
     from peft_methods.state import load_trained
+
+    from ..answers.job import Job
+    from ..backbones.loading import load_backbone
+    from ..config.compose import build_method, register
+    from ..config.schema import generation_of
+    from ..runs import parents
+    from ..tasks.loading import load_task
+    from ..tasks.texts import TextWriter
+    from ..training import devices
 
     register()
     path = parents.trained_path(cfg, record["run_id"])
@@ -214,8 +215,8 @@ def _attach(record: Record, cfg: RunConfig) -> tuple[Any, Any, Any]:
 
 
 def _decode(attached: Any, job: Any, accelerator: Any, decoding: DecodingConfig, title: str) -> list[str]:
-    from peft_bench.answers.decoding import decode
-    from peft_bench.tasks.texts import INPUTS
+    from ..answers.decoding import decode
+    from ..tasks.texts import INPUTS
 
     job.cfg = dataclasses.replace(job.cfg, decoding=decoding)
     return decode(attached, 0, job, job.data["test" + INPUTS], accelerator, title).texts

@@ -22,18 +22,19 @@ from typing import Any, cast
 import numpy as np
 from accelerate.utils import send_to_device
 
-from peft_bench.answers.decoding import read, write
-from peft_bench.answers.job import Job
-from peft_bench.answers.tokens import TokenizedSplit
-from peft_bench.answers.words import ILLEGAL
-from peft_bench.config.schema import LOSS, RunConfig, task_of
-from peft_bench.records.store import RECORDS, Record, read_predictions, read_record, write_files
-from peft_bench.report.pages.ensembles import FOLDER
-from peft_bench.tasks.loading import TaskData
-from peft_bench.tasks.texts import INPUTS
-from peft_bench.training.evaluation import scores, text_scores
 from peft_methods.attached import Attached
 from peft_methods.inputs import Batch
+
+from ..answers.decoding import read, write
+from ..answers.job import Job
+from ..answers.tokens import TokenizedSplit
+from ..answers.words import ILLEGAL
+from ..config.schema import LOSS, RunConfig, task_of
+from ..records.store import RECORDS, Record, read_predictions, read_record, write_files
+from ..report.pages.ensembles import FOLDER
+from ..tasks.loading import TaskData
+from ..tasks.texts import INPUTS
+from ..training.evaluation import scores, text_scores
 
 EXPERIMENT = "prompt_tuning/table3"
 
@@ -89,13 +90,14 @@ def main(argv: Sequence[str]) -> int:
 
 def ensemble(group: Sequence[Record], options: argparse.Namespace) -> dict[str, Any]:
     """Attach the runs as one pack, vote on every split, time it; the file's content."""
-    from peft_bench.backbones.loading import load_backbone
-    from peft_bench.runs.making import attach_pack
-    from peft_bench.runs.parents import trained_path
-    from peft_bench.runs.prepare import prepare, recorded_score
-    from peft_bench.runs.verify import run_config
-    from peft_bench.training import devices
     from peft_methods.state import load_trained
+
+    from ..backbones.loading import load_backbone
+    from ..runs.making import attach_pack
+    from ..runs.parents import trained_path
+    from ..runs.prepare import prepare, recorded_score
+    from ..runs.verify import run_config
+    from ..training import devices
 
     places = {"data_dir": options.data_dir, "backbone_dir": options.backbone_dir, "results_dir": str(options.results)}
     cfgs = [dataclasses.replace(run_config(record["config"]), **places) for record in group]

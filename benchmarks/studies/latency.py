@@ -20,11 +20,12 @@ from scipy import stats
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from peft_bench.config.compose import backbone_choice, build_method, method_choice, register
-from peft_bench.report.reference import DIRECTORY
-from peft_bench.report.render import HOLE, markdown_table
 from peft_methods.attach import attach
 from peft_methods.attached import Attached
+
+from ..config.compose import backbone_choice, build_method, method_choice, register
+from ..report.reference import DIRECTORY
+from ..report.render import HOLE, markdown_table
 
 # Ends in a minute or two on a laptop's processor.
 SMALL = {"n_embd": 256, "n_layer": 4, "n_head": 4, "vocab_size": 1000, "bos_token_id": 0, "eos_token_id": 0}
@@ -183,7 +184,7 @@ def latency_table(timings: dict[str, Timing], cells: dict[str, str]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """`peft-bench latency`."""
-    from peft_bench.studies.memory import memory_table, storage_table, training_memory
+    from .memory import memory_table, storage_table, training_memory
 
     parser = argparse.ArgumentParser(
         prog="peft-bench latency",

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from transformers import GPT2LMHeadModel
 
-from peft_bench.config.compose import build_method, method_choice, register
-from peft_bench.report.render import markdown_table
-from peft_bench.studies.latency import CANDIDATES, make_method, random_backbone, some_batch
 from peft_methods.attach import attach
 from peft_methods.state import stored_tensors
+
+from ..config.compose import build_method, method_choice, register
+from ..report.render import markdown_table
+from .latency import CANDIDATES, make_method, random_backbone, some_batch
 
 TASKS = 9  # as Houlsby et al. count GLUE
 FULL = "full"

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from peft_bench.records.store import RECORDS, Record, read_record, record_path, write_files
-from peft_bench.report.pages.nearest import FOLDER, SETTING, read_nearest
+from ..records.store import RECORDS, Record, read_record, record_path, write_files
+from ..report.pages.nearest import FOLDER, SETTING, read_nearest
 
 EXPERIMENT = "prompt_tuning/*"
 NEAREST = 5  # section 7
@@ -140,8 +140,8 @@ def _cohesion(ids: Tensor, table: Tensor) -> float:
 
 def _labels(record: Record) -> list[str]:
     """What the first tokens started from; empty where the prompt had another start."""
-    from peft_bench.runs.making import with_labels
-    from peft_bench.runs.verify import run_config
+    from ..runs.making import with_labels
+    from ..runs.verify import run_config
 
     cfg = run_config(record["config"])
     return list(with_labels(cfg)["labels"]) if cfg.method["init"] == "class_labels" else []
@@ -167,8 +167,8 @@ def _prompts(results: Path, experiment: str) -> Iterator[tuple[Record, Tensor]]:
 
 def _vocabulary(record: Record, backbone_dir: str | None) -> tuple[Any, Tensor]:
     """Tokenizer and input embeddings (V, H) of a run's backbone."""
-    from peft_bench.backbones.loading import load_backbone
-    from peft_bench.runs.verify import run_config
+    from ..backbones.loading import load_backbone
+    from ..runs.verify import run_config
 
     cfg = dataclasses.replace(run_config(record["config"]), backbone_dir=backbone_dir)
     backbone = load_backbone(cfg.backbone, cfg.scale, cfg.backbone_dir, torch.device("cpu"), cfg.seed)

@@ -37,9 +37,9 @@ def _runs(folder: Path, seeds: int, *words: str) -> list[list[str]]:
 
 def overhead(folder: Path) -> None:
     """Seconds of a run in a process that has its backbone and data, apart from its own training and evaluation."""
-    from peft_bench.config.many import compose_all
-    from peft_bench.records.store import read_record, record_path
-    from peft_bench.runs.run import run
+    from ..config.many import compose_all
+    from ..records.store import read_record, record_path
+    from ..runs.run import run
 
     beyond = []
     for cfg in compose_all(_runs(folder / "overhead", 8, f"trainer.max_steps={STEPS}")):
@@ -60,8 +60,8 @@ def packs(folder: Path) -> None:
     """Eight runs one by one against packs of 2, 4 and 8, interleaved, one thread."""
     import torch
 
-    from peft_bench.config.many import compose_all
-    from peft_bench.runs.run import run_pack
+    from ..config.many import compose_all
+    from ..runs.run import run_pack
 
     seconds: dict[int, list[float]] = {1: [], 2: [], 4: [], 8: []}
     with _one_thread(torch):
@@ -111,7 +111,7 @@ def _command(*words: str) -> float:
 
 def states_and_plans(folder: Path) -> None:
     """status on 10,000 records, and plan of 10,000 runs, as commands."""
-    from peft_bench.studies.report_overhead import fill
+    from .report_overhead import fill
 
     results = folder / "many"
     fill(results, CELLS)

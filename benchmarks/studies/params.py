@@ -30,16 +30,17 @@ from rich.table import Table
 from transformers import AutoConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from peft_bench.backbones.loading import empty_model
-from peft_bench.config.compose import backbone_choice, build_method, method_choice, register, typed
-from peft_bench.config.schema import CONF_DIR, BackboneConfig
-from peft_bench.records.store import write_files
-from peft_bench.report.reference import DIRECTORY, Reference, read_reference
-from peft_bench.report.render import bullets, markdown_table, page
-from peft_bench.runs.checks import check_architecture
 from peft_methods.attach import attach
 from peft_methods.counting import ParameterCounts, count_parameters
 from peft_methods.heads import ClassificationHead
+
+from ..backbones.loading import empty_model
+from ..config.compose import backbone_choice, build_method, method_choice, register, typed
+from ..config.schema import CONF_DIR, BackboneConfig
+from ..records.store import write_files
+from ..report.reference import DIRECTORY, Reference, read_reference
+from ..report.render import bullets, markdown_table, page
+from ..runs.checks import check_architecture
 
 # What a paper may count as n ...
 COUNTED: dict[str, Callable[[ParameterCounts], int]] = {

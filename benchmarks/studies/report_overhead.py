@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peft_bench.records.schema import tolerance_for
-from peft_bench.records.store import SCHEMA, Record, check, record_path
+from ..records.schema import tolerance_for
+from ..records.store import SCHEMA, Record, check, record_path
 
 _TASKS: dict[str, list[str]] = {
     "cola": ["matthews_correlation"],
@@ -148,7 +148,7 @@ def made_record(
 
 def fill(results: Path, number: int) -> int:
     """Write `number` records over the experiments of the micro tables; return their size in bytes."""
-    from peft_bench.report.pages.micro import MICRO_TABLES
+    from ..report.pages.micro import MICRO_TABLES
 
     experiments = dict.fromkeys(row.experiment for table in MICRO_TABLES for row in table.rows)
     chance, written, size, seed = random.Random(0), 0, 0, 0
@@ -171,10 +171,10 @@ def fill(results: Path, number: int) -> int:
 def main(number: int) -> None:
     """Print how long the states, the DataFrame and all tables of `number` records take."""
     start = time.perf_counter()
-    from peft_bench.records.store import list_states
-    from peft_bench.report import main as report
-    from peft_bench.report.reference import read_reference
-    from peft_bench.report.rows import results_frame
+    from ..records.store import list_states
+    from ..report import main as report
+    from ..report.reference import read_reference
+    from ..report.rows import results_frame
 
     imported = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:

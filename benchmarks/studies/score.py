@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from peft_bench.report.render import markdown_table
+from ..report.render import markdown_table
 
 HELP = """\
 The five official scores of the E2E challenge (the script's Python backend, which both papers ran).
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
             f"{len(references)} inputs; expected as many: one prediction a line, an empty line after each input's "
             "last reference"
         )
-    from peft_bench.metrics.e2e import score_texts  # not before the files are read: it takes a second
+    from ..metrics.e2e import score_texts  # not before the files are read: it takes a second
 
     scores = score_texts(predictions, references)
     if arguments.json:

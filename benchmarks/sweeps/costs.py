@@ -18,10 +18,10 @@ from typing import Any
 
 import orjson
 
-from peft_bench.config.schema import RunConfig, is_control
-from peft_bench.records.store import Record, iter_records, read_record, record_path, write_files
-from peft_bench.sweeps.packs import footprint, memory_bytes
-from peft_bench.tasks.loading import TaskData, load_task
+from ..config.schema import RunConfig, is_control
+from ..records.store import Record, iter_records, read_record, record_path, write_files
+from ..tasks.loading import TaskData, load_task
+from .packs import footprint, memory_bytes
 
 CALIBRATIONS = "calibrations.json"
 CALIBRATION_STEPS = 12
@@ -142,7 +142,7 @@ def _read_calibrations(folder: Path, device: str) -> dict[str, Rate]:
 
 def calibrate(cfgs: Sequence[RunConfig], costs: Costs) -> int:
     """Measure one run of every likeness that has no rate yet; returns how many. The runs leave no records."""
-    from peft_bench.runs.run import run
+    from ..runs.run import run
 
     missing = {like(cfg): cfg for cfg in reversed(cfgs) if not is_control(cfg) and like(cfg) not in costs.rates}
     for name, cfg in missing.items():

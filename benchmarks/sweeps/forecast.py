@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from peft_bench.config.schema import RunConfig, is_control
-from peft_bench.records.leases import locked
-from peft_bench.records.store import write_files
-from peft_bench.sweeps.costs import CALIBRATION_STEPS, Costs, calibrate, total_seconds
-from peft_bench.sweeps.display import clock
-from peft_bench.sweeps.packs import memory_bytes, uses_gpu
-from peft_bench.sweeps.plan import Plan, PlannedPack
-from peft_bench.training import devices
+from ..config.schema import RunConfig, is_control
+from ..records.leases import locked
+from ..records.store import write_files
+from ..training import devices
+from .costs import CALIBRATION_STEPS, Costs, calibrate, total_seconds
+from .display import clock
+from .packs import memory_bytes, uses_gpu
+from .plan import Plan, PlannedPack
 
 PLANS = "plans"  # the folder under results/ that says what is planned and stale, for `status`
 _SHOWN = 5

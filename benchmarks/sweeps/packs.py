@@ -15,12 +15,13 @@ import psutil
 import torch
 from transformers.initialization import no_init_weights
 
-from peft_bench.backbones.loading import empty_backbone, folder_of
-from peft_bench.config.compose import build_method
-from peft_bench.config.schema import RunConfig, is_control, writes_text
 from peft_methods.attach import attach, why_alone
 from peft_methods.counting import count_parameters
 from peft_methods.heads import ClassificationHead
+
+from ..backbones.loading import empty_backbone, folder_of
+from ..config.compose import build_method
+from ..config.schema import RunConfig, is_control, writes_text
 
 CPU_PACK, GPU_PACK = 4, 16  # the most runs of a pack where memory allows; docs/runs.md: what they gain
 _MEMORY_SHARE = 0.6  # of what a process may use, for what a pack is estimated to need

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peft_bench.config.departures import departures, flattened, swept_keys
-from peft_bench.config.schema import RunConfig
-from peft_bench.config.science import scientific
-from peft_bench.records.leases import Claim, Key, read_claims
-from peft_bench.records.store import Record, RecordError, States, list_states, read_record, record_path
-from peft_bench.runs import parents
-from peft_bench.runs.prepare import prepare, record_of, selected_score
-from peft_bench.sweeps.packs import Pack, pack_runs
+from ..config.departures import departures, flattened, swept_keys
+from ..config.schema import RunConfig
+from ..config.science import scientific
+from ..records.leases import Claim, Key, read_claims
+from ..records.store import Record, RecordError, States, list_states, read_record, record_path
+from ..runs import parents
+from ..runs.prepare import prepare, record_of, selected_score
+from .packs import Pack, pack_runs
 
 log = logging.getLogger(__name__)
 

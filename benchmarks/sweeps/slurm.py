@@ -11,10 +11,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from peft_bench.config.compose import compose_cfg
-from peft_bench.config.schema import RunConfig
-from peft_bench.sweeps.plan import PlannedPack
-from peft_bench.sweeps.workers import Line, make_lines
+from ..config.compose import compose_cfg
+from ..config.schema import RunConfig
+from .plan import PlannedPack
+from .workers import Line, make_lines
 
 _POLL_SECONDS = 2.0
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import orjson
 
-from peft_bench.records.leases import read_claims
-from peft_bench.records.store import Problem, RecordError, list_states, read_record, record_path
+from ..records.leases import read_claims
+from ..records.store import Problem, RecordError, list_states, read_record, record_path
 
 PLANS = "plans"
 _SHOWN = 20
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"no folder {options.results}: expected the results folder; give --results DIR", file=sys.stderr)
         return 2
     if options.tasks:
-        from peft_bench.report.by_task import by_task
+        from ..report.by_task import by_task
 
         table, problems = by_task(options.results)
         print(table)

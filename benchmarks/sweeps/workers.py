@@ -17,10 +17,10 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from peft_bench.config.schema import RunConfig
-from peft_bench.records.leases import drop_claims
-from peft_bench.sweeps.display import Display
-from peft_bench.sweeps.plan import Cell, Plan, PlannedPack, make_plan
+from ..config.schema import RunConfig
+from ..records.leases import drop_claims
+from .display import Display
+from .plan import Cell, Plan, PlannedPack, make_plan
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 5.0  # how often runs that another process makes are looked at
@@ -177,7 +177,7 @@ class LocalPool:
 
 def make_lines(cfgs: Sequence[RunConfig], whole: bool) -> list[Line]:
     """One pack in this process; a line for each of its runs, whatever happens. Refused as a pack, run by run."""
-    from peft_bench.runs.run import run_pack
+    from ..runs.run import run_pack
 
     labels = [Cell(cfg, None, "missing").label for cfg in cfgs]
     try:
@@ -197,7 +197,7 @@ def make_lines(cfgs: Sequence[RunConfig], whole: bool) -> list[Line]:
 
 
 def _lost(pack: PlannedPack) -> list[Line]:
-    from peft_bench.runs.making import record_failure
+    from ..runs.making import record_failure
 
     message = f"{LIVES} worker processes died while they made this pack (killed, or out of memory)"
     for cell in pack.cells:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from peft_bench.tasks.text_to_text import answers, joined_line, record_line, spaced_answers, squad_line, wsc_line
+from .text_to_text import answers, joined_line, record_line, spaced_answers, squad_line, wsc_line
 
 E2E_KEYS = {
     "name": "name",

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from peft_bench.config.schema import InContextConfig, RunConfig, ScaleConfig, TaskConfig, generation_of, others_of
-from peft_bench.tasks import mrqa
+from ..config.schema import InContextConfig, RunConfig, ScaleConfig, TaskConfig, generation_of, others_of
+from . import mrqa
 
 Columns = Mapping[str, Sequence[Any]]  # column name -> values, row by row
 
@@ -160,7 +160,7 @@ def load_task(task: TaskConfig, scale: ScaleConfig, data_dir: str | None, trains
     `<split>-00000-of-0000N.parquet`), or downloads `hub_id` where data_dir is None. Raises DataError.
     """
     if generation_of(task, scale) is not None:
-        from peft_bench.tasks.texts import load_generation
+        from .texts import load_generation
 
         return load_generation(task, scale, data_dir, trains)
     texts = [(column, "task.text_columns") for column in task.text_columns]
@@ -213,7 +213,7 @@ def read_tables(wanted: Wanted) -> tuple[dict[str, Columns], str]:
         parts = _cut(rows[wanted.cut.of], wanted.cut, f"split {wanted.cut.of!r} of {wanted.name}")
         return {split: parts[split] for split, _ in wanted.splits}, source
     if wanted.source == "micro":
-        from peft_bench.micro.load import load_tables
+        from ..micro.load import load_tables
 
         tables: Mapping[str, Columns]
         tables, source = load_tables(wanted.name)

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from peft_bench.answers.sequences import Sequences, flat
-from peft_bench.answers.tokens import TokenizedSplit, tokenize_texts
-from peft_bench.config.schema import GenerationConfig, ScaleConfig, TaskConfig, generation_of
-from peft_bench.tasks.lines import LINES, OF_COLUMNS, tokenized
-from peft_bench.tasks.loading import DataError, TaskData, Wanted, content_hash, cut_of, read_tables, splits_of
+from ..answers.sequences import Sequences, flat
+from ..answers.tokens import TokenizedSplit, tokenize_texts
+from ..config.schema import GenerationConfig, ScaleConfig, TaskConfig, generation_of
+from .lines import LINES, OF_COLUMNS, tokenized
+from .loading import DataError, TaskData, Wanted, content_hash, cut_of, read_tables, splits_of
 
 FORMS = ("official", "tokenized")
 INPUTS = " inputs"  # behind a split's name: its different sources, to be decoded

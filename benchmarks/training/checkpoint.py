@@ -10,8 +10,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from peft_bench.training.loop import Position, Run
 from peft_methods.state import copy_trained, read_safetensors, trained_tensors, write_safetensors
+
+from .loop import Position, Run
 
 FORMAT = "peft-bench checkpoint 1"
 

@@ -9,19 +9,20 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 
-from peft_bench.answers.decoding import decode
-from peft_bench.answers.job import Job
-from peft_bench.answers.sequences import IGNORED
-from peft_bench.answers.tokens import TokenizedSplit
-from peft_bench.answers.words import ILLEGAL, Writer
-from peft_bench.config.schema import LOSS, TaskConfig
-from peft_bench.metrics.e2e import TEXT_METRICS, score_texts
-from peft_bench.metrics.labels import EXACT_MATCH, MEAN, exact_match, score
-from peft_bench.metrics.rouge import ROUGE, rouge
-from peft_bench.metrics.squad import ANSWER_METRICS, score_answers
-from peft_bench.tasks.texts import INPUTS
 from peft_methods.attached import Attached
 from peft_methods.inputs import Batch
+
+from ..answers.decoding import decode
+from ..answers.job import Job
+from ..answers.sequences import IGNORED
+from ..answers.tokens import TokenizedSplit
+from ..answers.words import ILLEGAL, Writer
+from ..config.schema import LOSS, TaskConfig
+from ..metrics.e2e import TEXT_METRICS, score_texts
+from ..metrics.labels import EXACT_MATCH, MEAN, exact_match, score
+from ..metrics.rouge import ROUGE, rouge
+from ..metrics.squad import ANSWER_METRICS, score_answers
+from ..tasks.texts import INPUTS
 
 
 def validate(attached: Attached, k: int, job: Job, name: str, accelerator: Accelerator) -> dict[str, float] | None:

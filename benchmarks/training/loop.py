@@ -17,13 +17,14 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from peft_bench.answers.job import Job
-from peft_bench.config.schema import RunConfig
-from peft_bench.training.evaluation import better, validate
-from peft_bench.training.optimizers import make_optimizer, make_schedule
 from peft_methods.attached import Attached
 from peft_methods.inputs import Batch
 from peft_methods.state import copy_trained, trained_tensors
+
+from ..answers.job import Job
+from ..config.schema import RunConfig
+from .evaluation import better, validate
+from .optimizers import make_optimizer, make_schedule
 
 LOSS_CHECK_STEPS = 20  # how often losses are read back from the device and checked
 

@@ -11,8 +11,8 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
-from peft_bench.config.schema import TrainerConfig
-from peft_bench.training.adafactor import Adafactor
+from ..config.schema import TrainerConfig
+from .adafactor import Adafactor
 
 
 class BertAdam(Optimizer):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from peft_bench.training.checkpoint import save_checkpoint
-from peft_bench.training.loop import Run
+from .checkpoint import save_checkpoint
+from .loop import Run
 
 
 class StepProgress:

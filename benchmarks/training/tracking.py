@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from peft_bench.config.schema import TrackingConfig
+from ..config.schema import TrackingConfig
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from peft_bench.report.render import HOLE, markdown_table, points
+from ..render import HOLE, markdown_table, points
 
 FULL, HEAD, RANDOM = "full fine-tuning", "head only", "full, random start"  # rows of the micro tables
 LOWEST, HIGHEST = 0.85, 0.93  # of full fine-tuning

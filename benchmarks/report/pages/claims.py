@@ -19,11 +19,11 @@ from typing import Any
 import pandas as pd
 from scipy.special import stdtrit
 
-from peft_bench.report.render import bullets, markdown_table, metric_name, page, points
-from peft_bench.report.rules.conflicts import of_mean
-from peft_bench.report.rules.over_tasks import of_split, seed_means
-from peft_bench.report.rules.selection import at_selected
-from peft_bench.report.rules.statistics import summarize
+from ..render import bullets, markdown_table, metric_name, page, points
+from ..rules.conflicts import of_mean
+from ..rules.over_tasks import of_split, seed_means
+from ..rules.selection import at_selected
+from ..rules.statistics import summarize
 
 _TERM = re.compile(r"(-?\d+) (?:(min|max) )?([^\[\s]+)(?:\[([^\]]+)\])?")
 # Of runs with one mean.

@@ -10,13 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from peft_bench.records.store import write_files
-from peft_bench.report.pages.grid_page import mark, marks_legend
-from peft_bench.report.render import bullets, markdown_table, metric_name, page, points, unit, write
-from peft_bench.report.rules.conflicts import of_mean
-from peft_bench.report.rules.over_tasks import of_split, seed_means
-from peft_bench.report.rules.selection import at_selected
-from peft_bench.report.rules.statistics import summarize
+from ...records.store import write_files
+from ..render import bullets, markdown_table, metric_name, page, points, unit, write
+from ..rules.conflicts import of_mean
+from ..rules.over_tasks import of_split, seed_means
+from ..rules.selection import at_selected
+from ..rules.statistics import summarize
+from .grid_page import mark, marks_legend
 
 SCORE = "score"  # in place of a metric: the one that selects checkpoints of the task
 PAPER = "paper"  # the scale whose test labels are not published

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from peft_bench.report.render import bullets, markdown_table, page, points
+from ..render import bullets, markdown_table, page, points
 
 NAME = "e2e_gap"
 _NOT_FACTORS = ("run_id", "seed", "bleu")

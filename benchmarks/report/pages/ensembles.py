@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from peft_bench.report.render import bullets, markdown_table, metric_name, page, points
-from peft_bench.report.rules.selection import CELL_COLUMNS, mean_over_seeds_of_best_epoch
+from ..render import bullets, markdown_table, metric_name, page, points
+from ..rules.selection import CELL_COLUMNS, mean_over_seeds_of_best_epoch
 
 NAME = "prompt_ensembles"
 FOLDER = Path("ensembles")  # below results/, of the files that `peft-bench ensemble` writes

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from peft_bench.report.rules.conflicts import conflicts
-from peft_bench.report.rules.selection import (
+from ..rules.conflicts import conflicts
+from ..rules.selection import (
     GROUP,
     RUN,
     best_setting_on_validation_then_mean_over_seeds,

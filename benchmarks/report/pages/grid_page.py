@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from peft_bench.report.pages.grid import AVERAGE
-from peft_bench.report.render import HOLE, bullets, count, markdown_table, points
-from peft_bench.report.rules.selection import SEARCHED, is_swept
+from ..render import HOLE, bullets, count, markdown_table, points
+from ..rules.selection import SEARCHED, is_swept
+from .grid import AVERAGE
 
 MARKS = {
     "one_class_predictions": ("ᶜ", "a run predicts one class throughout"),

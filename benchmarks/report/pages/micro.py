@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from peft_bench.config.schema import CONF_DIR
-from peft_bench.report.pages.calibration import calibration_markdown
-from peft_bench.report.pages.grid import Column, GridRow, glue_columns, grid
-from peft_bench.report.pages.grid_page import grid_markdown
-from peft_bench.report.render import page
+from ...config.schema import CONF_DIR
+from ..render import page
+from .calibration import calibration_markdown
+from .grid import Column, GridRow, glue_columns, grid
+from .grid_page import grid_markdown
 
 SCALE = "micro"
 

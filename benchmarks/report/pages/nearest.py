@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from peft_bench.report.render import HOLE, bullets, markdown_table, page
-from peft_bench.report.rules.statistics import summarize
+from ..render import HOLE, bullets, markdown_table, page
+from ..rules.statistics import summarize
 
 NAME = "prompt_nearest"
 FOLDER = Path("nearest")  # below results/, of the files that `peft-bench nearest` writes

@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from peft_bench.report.reference import Reference
-from peft_bench.report.render import unit
-from peft_bench.report.rules.comparability import Comparison, compare, not_run, wanted_metric
-from peft_bench.report.rules.conflicts import conflicts
-from peft_bench.report.rules.selection import RULES
+from ..reference import Reference
+from ..render import unit
+from ..rules.comparability import Comparison, compare, not_run, wanted_metric
+from ..rules.conflicts import conflicts
+from ..rules.selection import RULES
 
 SCALE = "paper"  # micro and small runs have tables of their own
 # The rule our runs follow where the paper follows none of ours: never comparable, but shown.

@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from peft_bench.report.pages.grid_page import MARKS, OTHER_MARK
-from peft_bench.report.reference import TABLES
-from peft_bench.report.render import HOLE, bullets, decimals, markdown_table, page
-from peft_bench.report.rules.comparability import command
+from ..reference import TABLES
+from ..render import HOLE, bullets, decimals, markdown_table, page
+from ..rules.comparability import command
+from .grid_page import MARKS, OTHER_MARK
 
 _ABOUT = {
     "houlsby2019_table1": "BERT_LARGE on the GLUE test server. Matthews correlation for CoLA, F1 for MRPC and QQP, "

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from peft_bench.report.reference import TABLES, Reference
-from peft_bench.report.render import HOLE, bullets, count, markdown_table
+from ..reference import TABLES, Reference
+from ..render import HOLE, bullets, count, markdown_table
 
 COUNTS = "param_counts.csv"  # in results/tables, one line per printed figure
 _COUNTED = ["ours", "agrees", "method_params", "added_params", "with_head_params"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from peft_bench.report.pages.grid import AVERAGE, Column, GridRow, glue_columns, grid
-from peft_bench.report.pages.grid_page import grid_markdown
-from peft_bench.report.pages.texts import TABLES
-from peft_bench.report.render import page
+from ..render import page
+from .grid import AVERAGE, Column, GridRow, glue_columns, grid
+from .grid_page import grid_markdown
+from .texts import TABLES
 
 SCALE = "small"
 NAME = "small"

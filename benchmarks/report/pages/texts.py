@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from peft_bench.report.pages.grid import AVERAGE, Column, GridRow, grid
-from peft_bench.report.pages.grid_page import grid_markdown
-from peft_bench.report.render import metric_name, page
+from ..render import metric_name, page
+from .grid import AVERAGE, Column, GridRow, grid
+from .grid_page import grid_markdown
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from peft_bench.records.store import write_files
-from peft_bench.report.pages.claims import CONFLICT, NOT_RUN, judge
-from peft_bench.report.render import bullets, markdown_table, page, points, write
+from ...records.store import write_files
+from ..render import bullets, markdown_table, page, points, write
+from .claims import CONFLICT, NOT_RUN, judge
 
 NAME = "prompt_worth"
 METRIC, SEEDS = "accuracy", 3

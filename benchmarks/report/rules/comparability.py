@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peft_bench.report.reference import Reference
-from peft_bench.report.render import unit
+from ..reference import Reference
+from ..render import unit
 
 OF_EXACTLY = ("best_of_seeds", "majority_vote")  # whose number grows with that of the seeds
 _UNVERIFIED = {

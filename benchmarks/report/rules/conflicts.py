@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from peft_bench.report.rules.selection import GROUP, RUN, SEARCHED, is_swept
+from .selection import GROUP, RUN, SEARCHED, is_swept
 
 _MUST_AGREE = ["backbone", "backbone_sha256", "data_source", "data_sha256", "dtype", "setting"]
 _SCRATCH = "_scratch"  # a random start is another backbone with every seed

@@ -12,8 +12,8 @@ from typing import Any, cast
 
 import pandas as pd
 
-from peft_bench.config.schema import LOSS
-from peft_bench.report.rules.statistics import summarize
+from ...config.schema import LOSS
+from .statistics import summarize
 
 RUN = ["experiment", "run_id"]
 GROUP = ["experiment", "scale", "settings", "task"]  # the runs of a group compete in a sweep
