@@ -12,7 +12,6 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from peft_methods.attention import PLACES, AttentionPlace
 from peft_methods.dropout import DropoutStream
@@ -243,12 +242,8 @@ class Attached(nn.Module):
         with torch.no_grad():
             for name, module in mergeable.items():
                 site = self.table.by_name[name]
-                frozen = self.table.module(site)
-                weight = cast(Tensor, frozen.weight)
-                self.merged.setdefault(site.path, weight.clone())
-                rows = weight.T if isinstance(frozen, Conv1D) else weight  # (out, in); Conv1D holds (in, out)
-                start, stop = site.columns or (0, len(rows))
-                rows[start:stop] += cast(Any, module).delta_weight()
+                self.merged.setdefault(site.path, cast(Tensor, self.table.module(site).weight).clone())
+                self.table.weight(site).add_(cast(Any, module).delta_weight())
                 self.merged_sites.add(name)
 
     def unmerge(self) -> None:

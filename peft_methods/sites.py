@@ -159,7 +159,7 @@ class Sites:
 
         Raises ValueError where the backbone has no biases, or has some that no site covers.
         """
-        sites = [s for s in self.all if s.kind == "projection" and self.module(s).bias is not None]
+        sites = [s for s in self.all if s.kind == "projection" and self.bias(s) is not None]
         covered = {f"{s.path}.bias" for s in [*sites, *self.norms()]}
         every = {name for name, _ in self.base.named_parameters() if name.endswith(".bias")}
         if not sites:
@@ -171,6 +171,20 @@ class Sites:
     def module(self, site: Site) -> nn.Module:
         """The frozen module hooked at `site`."""
         return self.base.get_submodule(site.path)
+
+    def weight(self, site: Site) -> Tensor:
+        """(out, in) of a projection: a view of the backbone's weight, whichever way round and fused with whatever other
+        projections it lies there. No gradient flows into it. Ask anew after the backbone has moved: the view stays."""
+        weight = self._linear(site).weight.detach()
+        rows = weight.T if isinstance(self.module(site), Conv1D) else weight
+        return rows[slice(*site.columns)] if site.columns else rows
+
+    def bias(self, site: Site) -> Tensor | None:
+        """(out,) of a projection, a view like `weight`; None where the map has none."""
+        bias = self._linear(site).bias
+        if bias is None:
+            return None
+        return bias.detach()[slice(*site.columns)] if site.columns else bias.detach()
 
     def input_of(self, sublayer: Site) -> Site:
         """The projection whose input is the input of a sub-layer site."""
@@ -212,6 +226,12 @@ class Sites:
 
     def _select(self, kind: Kind, roles: Collection[str] | None) -> list[Site]:
         return [site for site in self.all if site.kind == kind and (roles is None or site.role in roles)]
+
+    def _linear(self, site: Site) -> nn.Linear:
+        """The linear map of a projection site; typed as nn.Linear, though GPT-2's is a Conv1D."""
+        if site.kind != "projection":
+            raise ValueError(f"{site.name} is a site of kind {site.kind}: only projections have a weight and a bias")
+        return cast(nn.Linear, self.module(site))
 
     def _layers(self, stack: Stack) -> nn.ModuleList:
         layers = self.base.get_submodule(stack.layers)
