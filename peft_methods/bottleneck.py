@@ -28,8 +28,8 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peft_methods.bitfit import norm_offset
 from peft_methods.dropout import Dropout
+from peft_methods.layer_norm import norm_offset
 from peft_methods.sites import Site, Sites
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
