@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from peft_methods.attached import TAKEN, Attached, Method, RunModules
+from peft_methods.attached import TAKEN, Attached
 from peft_methods.dropout import Dropout, DropoutStream
 from peft_methods.hooks import install
+from peft_methods.protocols import Method, defines
+from peft_methods.run_modules import RunModules
 from peft_methods.sites import Site, Sites
 
 _TASK_HEAD = re.compile(r"For(Sequence|Token)Classification|ForQuestionAnswering|ForMultipleChoice|DoubleHeads")
@@ -44,14 +46,15 @@ def attach(
     device, dtype = backbone.device, backbone.dtype
     runs, streams = [], []
     for method, head, seed in zip(methods, heads, seeds, strict=True):
-        in_place = method.trained_in_place(sites) if hasattr(method, "trained_in_place") else []
+        in_place = method.trained_in_place(sites) if defines(method, "trained_in_place") else []
         meta = device.type == "meta"
         with torch.random.fork_rng(enabled=not meta), torch.device("meta" if meta else "cpu"):
             if not meta:
                 torch.manual_seed(seed)
             modules = method.modules(sites)
             run = RunModules(method, modules, head() if head else None, {n: original_parameters[n] for n in in_place})
-        if getattr(run.head, "needs_pooled", False) and getattr(sites.base, sites.architecture.pooler, None) is None:
+        pooler = getattr(sites.base, sites.architecture.pooler, None)
+        if defines(run.head, "needs_pooled") and run.head.needs_pooled and pooler is None:
             raise ValueError("this head needs the backbone's pooled vector: load the backbone with its pooler")
         if k_runs > 1 and (reason := _why_alone(sites, method, list(modules), bool(in_place))):
             raise ValueError(reason)
@@ -100,7 +103,7 @@ def _check_backbone(backbone: Any, heads: bool) -> None:
 def why_alone(attached: Attached) -> str | None:
     """Why the (first) attached run cannot share a pack on this backbone; None where it can."""
     run = attached.run(0)
-    used = [attached.table.by_name[name.replace("/", ".")] for name in run.sites]
+    used = [attached.table.by_name[name] for name in run.by_site]
     return _why_alone(attached.table, run.method, used, bool(run.in_place))
 
 

@@ -6,7 +6,7 @@ architecture: methods name sites, architectures.py names modules, hooks.py puts 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -16,58 +16,11 @@ from transformers import PreTrainedModel
 from peft_methods.attention import PLACES, AttentionPlace
 from peft_methods.dropout import DropoutStream
 from peft_methods.inputs import Batch, Stacked, stack
-from peft_methods.sites import EMBEDDINGS, Site, Sites
+from peft_methods.protocols import defines
+from peft_methods.run_modules import RunModules
+from peft_methods.sites import EMBEDDINGS, Sites
 
 TAKEN: "WeakKeyDictionary[nn.Module, ref[Attached]]" = WeakKeyDictionary()  # base models that have runs on them
-
-
-class Method(Protocol):
-    """What a method file provides: the modules it wants, by site.
-
-    It may also define `trained_in_place(sites) -> list[str]`, the backbone parameters that train (baselines.py).
-    """
-
-    def modules(self, sites: Sites) -> dict[Site, nn.Module]: ...
-
-
-class RunModules(nn.Module):
-    """What one run trains: its modules by site, its head, and (full fine-tuning) backbone parameters in place."""
-
-    def __init__(
-        self, method: Method, modules: dict[Site, nn.Module], head: nn.Module | None, in_place: dict[str, Any]
-    ):
-        super().__init__()
-        self.method = method
-        # ModuleDict forbids dots in keys; `trained` gives the dotted names back.
-        self.sites = nn.ModuleDict({site.name.replace(".", "/"): module for site, module in modules.items()})
-        self.head = head
-        self.in_place: dict[str, nn.Parameter] = in_place
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """Name -> parameter: `sites.<site>.<name>`, `head.<name>`, `backbone.<name>`."""
-        named = {name.replace("/", "."): p for name, p in self.named_parameters()}
-        return named | {f"backbone.{name}": p for name, p in self.in_place.items()}
-
-    def stored(self) -> dict[str, Tensor]:
-        """Name -> tensor of what one task's checkpoint holds: `trained`, with every MLP replaced by what it gives."""
-        if not any(hasattr(module, "collapsed") for module in self.sites.values()):
-            return dict(self.trained())
-        tensors: dict[str, Tensor] = {}
-        places = {module: key for key, module in reversed(dict[str, Any](self.sites.items()).items())}
-        for module, key in reversed(places.items()):  # a module shared by several sites is stored once, at the first
-            own = module.collapsed() if hasattr(module, "collapsed") else dict(module.named_parameters())
-            tensors |= {f"sites.{key.replace('/', '.')}.{name}": tensor for name, tensor in own.items()}
-        return tensors | {name: p for name, p in self.trained().items() if not name.startswith("sites.")}
-
-    def collapse(self) -> None:
-        """Forget the MLPs of reparameterized modules: what they give is trained from now on."""
-        for module in self.sites.values():
-            if hasattr(module, "collapse"):
-                cast(Any, module).collapse()
-
-    def at(self, name: str) -> Any:
-        """The module at a site, or None."""
-        return dict(self.sites.items()).get(name.replace(".", "/"))
 
 
 class Attached(nn.Module):
@@ -232,7 +185,7 @@ class Attached(nn.Module):
         self._check_attached()
         if len(self.runs) != 1:
             raise ValueError(f"merge needs exactly one run on the backbone, this pack has {len(self.runs)}")
-        mergeable = {n.replace("/", "."): m for n, m in self.run(0).sites.items() if hasattr(m, "delta_weight")}
+        mergeable = {name: m for name, m in self.run(0).by_site.items() if defines(m, "delta_weight")}
         if not mergeable or self.merged:
             raise ValueError(
                 "nothing to merge: the weights are merged already"

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from peft_methods.protocols import defines
 from peft_methods.sites import Site, Sites
 
 
@@ -24,7 +25,7 @@ class Composition:
             raise ValueError("parts is empty: name at least one method; change method.parts")
         modules: dict[Site, nn.Module] = {}
         for part in self.parts:
-            if hasattr(part, "trained_in_place"):
+            if defines(part, "trained_in_place"):
                 raise ValueError(f"{type(part).__name__} trains the backbone in place and is no part of a composition")
             own = part.modules(sites)
             if both := [site.name for site in own if site in modules]:

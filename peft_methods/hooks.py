@@ -20,7 +20,7 @@ from peft_methods.sites import EMBEDDINGS, Site
 def install(attached: Attached) -> None:
     """Put every hook of the pack in place; `Attached.detach` removes them."""
     table, arch = attached.table, attached.table.architecture
-    names = {key.replace("/", ".") for k in range(len(attached.runs)) for key in attached.run(k).sites}
+    names = {name for k in range(len(attached.runs)) for name in attached.run(k).by_site}
     used = [site for site in table.all if site.name in names]
 
     def before(path: str, hook: Callable[..., Any], with_kwargs: bool = False) -> None:

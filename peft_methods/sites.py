@@ -18,7 +18,7 @@ Where an architecture has them: peft_methods/architectures.py.
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -175,13 +175,13 @@ class Sites:
     def weight(self, site: Site) -> Tensor:
         """(out, in) of a projection: a view of the backbone's weight, whichever way round and fused with whatever other
         projections it lies there. No gradient flows into it. Ask anew after the backbone has moved: the view stays."""
-        weight = self._linear(site).weight.detach()
+        weight: Tensor = self._linear(site).weight.detach()
         rows = weight.T if isinstance(self.module(site), Conv1D) else weight
         return rows[slice(*site.columns)] if site.columns else rows
 
     def bias(self, site: Site) -> Tensor | None:
         """(out,) of a projection, a view like `weight`; None where the map has none."""
-        bias = self._linear(site).bias
+        bias: Tensor | None = self._linear(site).bias
         if bias is None:
             return None
         return bias.detach()[slice(*site.columns)] if site.columns else bias.detach()
@@ -227,11 +227,11 @@ class Sites:
     def _select(self, kind: Kind, roles: Collection[str] | None) -> list[Site]:
         return [site for site in self.all if site.kind == kind and (roles is None or site.role in roles)]
 
-    def _linear(self, site: Site) -> nn.Linear:
-        """The linear map of a projection site; typed as nn.Linear, though GPT-2's is a Conv1D."""
+    def _linear(self, site: Site) -> Any:
+        """The linear map of a projection site, nn.Linear or GPT-2's Conv1D."""
         if site.kind != "projection":
             raise ValueError(f"{site.name} is a site of kind {site.kind}: only projections have a weight and a bias")
-        return cast(nn.Linear, self.module(site))
+        return self.module(site)
 
     def _layers(self, stack: Stack) -> nn.ModuleList:
         layers = self.base.get_submodule(stack.layers)

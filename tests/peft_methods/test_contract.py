@@ -23,7 +23,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from peft_methods.attach import attach
-from peft_methods.attached import Attached, Method
+from peft_methods.attached import Attached
 from peft_methods.baselines import Full, FullTop, HeadOnly
 from peft_methods.bitfit import BitFit
 from peft_methods.bottleneck import AdapterL, Houlsby, Parallel, Pfeiffer, SharedPfeiffer
@@ -35,6 +35,7 @@ from peft_methods.layer_norm import LayerNorm
 from peft_methods.lora import Lora
 from peft_methods.prefix import Infix, Prefix
 from peft_methods.prompt import Prompt
+from peft_methods.protocols import Method
 from peft_methods.state import load_trained, save_trained
 from tests.conftest import ALL_ARCHITECTURES, ENCODER_DECODERS, ENCODERS
 

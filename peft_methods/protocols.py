@@ -1,0 +1,69 @@
+"""What a method provides, and what a method or a module may define beside it. All of `MethodOptions` and
+`ModuleOptions` is optional: what is left out counts as each comment says. `defines` is the one look-up.
+"""
+
+from typing import Literal, Protocol, TypeGuard, overload
+
+from torch import Tensor, nn
+
+from peft_methods.sites import Site, Sites
+
+
+class Method(Protocol):
+    """What a method file provides: the modules it wants, by site."""
+
+    def modules(self, sites: Sites) -> dict[Site, nn.Module]: ...
+
+
+class MethodOptions(Protocol):
+    """Functions that a method may define."""
+
+    def trained_in_place(self, sites: Sites) -> list[str]:
+        """Names of backbone parameters that train themselves (baselines.py). Without it: none."""
+
+
+class ModuleOptions(Protocol):
+    """Attributes that a module may define, beside the forward of its site's kind (sites.py)."""
+
+    # Its parameters stand for parameters of the backbone: trained, not added. Without it: they are new.
+    stands_for_existing: bool
+    # At the model's input or an attention, and required there: see the kinds of sites.
+    length: int
+    place: Literal["front", "boundary"]
+    # Of a head: it reads the backbone's pooled vector, which has to be there. Without it: it does not.
+    needs_pooled: bool
+
+    def delta_weight(self) -> Tensor:
+        """(out, in): what merging adds to a projection's frozen weight. Without it: the module cannot merge."""
+
+    def collapsed(self) -> dict[str, Tensor]:
+        """What is stored instead of the module's parameters. Without it: these."""
+
+    def collapse(self) -> None:
+        """Replace the parameters by what is stored, as loading it does. Needed beside `collapsed`."""
+
+    def plain_queries(self, rows: int, queries: int) -> Tensor | None:
+        """Of an attention, (B, queries): whose queries see the plain keys and values; None where no query does.
+        Without it: none."""
+
+
+MethodOption = Literal["trained_in_place"]
+ModuleOption = Literal[
+    "stands_for_existing",
+    "length",
+    "place",
+    "needs_pooled",
+    "delta_weight",
+    "collapsed",
+    "collapse",
+    "plain_queries",
+]
+
+
+@overload
+def defines(owner: object, option: MethodOption) -> TypeGuard[MethodOptions]: ...
+@overload
+def defines(owner: object, option: ModuleOption) -> TypeGuard[ModuleOptions]: ...
+def defines(owner: object, option: str) -> bool:
+    """Whether a method, a module or a head defines an option."""
+    return hasattr(owner, option)
