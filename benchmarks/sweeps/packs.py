@@ -98,7 +98,7 @@ def _footprint(folder: Path, pooler: bool, method: str, labels: int) -> Footprin
         attached = attach(model, [build_method(json.loads(method))], [head], tokenizer=tokenizer)
     try:
         counts, why = count_parameters(attached), why_alone(attached) or ""
-        width, layers = model.config.hidden_size, sum(attached.table.depths.values())
+        width, layers = model.config.hidden_size, sum(attached.sites.depths.values())
         return Footprint(counts.method + counts.head, counts.stored, counts.backbone, layers, width, why)
     finally:
         attached.detach()
