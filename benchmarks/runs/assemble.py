@@ -1,6 +1,5 @@
 """From a finished (or failed) run to its record: every number of the record is put together here."""
 
-import dataclasses
 import functools
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,9 @@ from typing import Any, cast
 
 from ..answers.decoding import Outputs
 from ..answers.words import ILLEGAL
-from ..config.schema import LOSS, RunConfig, task_of, writes_text
+from ..config.fields import recorded
+from ..config.kinds import writes_text
+from ..config.schema import LOSS, RunConfig, task_of
 from ..records.schema import tolerance_for
 from ..records.store import SCHEMA, Record
 from ..tasks.loading import TaskData
@@ -137,7 +138,6 @@ def prediction_columns(cfg: RunConfig, output: RunOutput, data: TaskData) -> Map
 
 
 def _common(cfg: RunConfig, identity: dict[str, Any], run_id: str, departures: dict[str, list[Any]]) -> dict[str, Any]:
-    places = ("data_dir", "backbone_dir", "results_dir", "checkpoint_seconds", "force")
     commit, dirty = _git()
     return {
         "schema": SCHEMA,
@@ -150,7 +150,7 @@ def _common(cfg: RunConfig, identity: dict[str, Any], run_id: str, departures: d
         "identity": {key: value for key, value in identity.items() if key != "config"},
         "parents": identity["parents"],
         "departures": departures,
-        "config": {key: value for key, value in dataclasses.asdict(cfg).items() if key not in places},
+        "config": recorded(cfg),
         "provenance": {
             "git_commit": commit,
             "git_dirty": dirty,

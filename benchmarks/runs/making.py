@@ -24,11 +24,11 @@ from ..answers.tokens import tokenize
 from ..answers.writing_job import writing_job
 from ..backbones.loading import Backbone, describe, load_backbone
 from ..config.compose import build_method
+from ..config.kinds import writes_text
 from ..config.schema import (
     RunConfig,
     is_control,
     text_of,
-    writes_text,
 )
 from ..records import leases
 from ..records.store import RecordError, write_record
