@@ -83,13 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"peft-bench {verb}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except AssertionError as error:
-        if "Unexpected type for root" not in str(error):
+        from .config.compose import explain, reaches_into_null
+
+        if not reaches_into_null(error):
             raise
-        print(
-            f"peft-bench {verb}: an override reaches into a part that is null here; init_from.* is only for tasks that "
-            "start from a parent (name them in task=...)",
-            file=sys.stderr,
-        )
+        print(f"peft-bench {verb}: {explain(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config.schema import RunConfig, TrackingConfig
+from ..config.compose import task_version
+from ..config.schema import RunConfig, TaskConfig, TrackingConfig
 from ..config.science import present_method
 from ..records.store import RECORDS, Record, RecordError, predictions_path, read_record, record_path
 from . import parents
@@ -137,6 +138,8 @@ def _typed(kind: type, value: Mapping[str, Any], where: str) -> Any:
     hints = typing.get_type_hints(kind)
     if unknown := sorted(value.keys() - hints.keys()):
         raise ValueError(f"{where}.{unknown[0]}: this version of peft-bench has no such field; use the record's own")
+    if kind is TaskConfig:  # a record has the result versions in its identity; a run made today has those of today
+        value = {**value, "version": task_version(value["dataset"], value["name"])}
     made = {}
     for name, part in value.items():
         kinds = [k for k in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(k)]

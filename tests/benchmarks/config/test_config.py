@@ -289,7 +289,7 @@ def test_experiment_composes_at_every_scale(experiment: str):
         cfg = run_config(f"experiment={experiment}", f"task={task}", f"scale={scale}")
         assert (cfg.experiment, cfg.scale.name) == (experiment, scale)
         assert cfg.backbone.model_type in cfg.scale.backbones or scale == "paper"
-        assert bool(cfg.trainer.epochs) == trains, "what trains nothing does so at every scale: conf/tuned/"
+        assert bool(cfg.trainer.epochs) == trains, "what trains nothing does so at every scale: conf/at/"
         check_config(cfg)
 
 
@@ -445,7 +445,7 @@ def test_method_files_hold_every_field_and_the_dataclasses_no_default():
     assert len(found) == len(list((CONF_DIR / "method").glob("*.yaml"))) >= 9
     for name, method, text in found:
         declared = dataclasses.fields(method)  # type: ignore[arg-type]
-        assert set(text) - {"defaults"} == {f.name for f in declared}, name
+        assert set(text) - {"defaults", "_target_"} == {f.name for f in declared}, name
         for f in declared:
             assert f.default is dataclasses.MISSING, f"{name}.{f.name}: the value belongs into conf/method/"
             assert f.default_factory is dataclasses.MISSING, f"{name}.{f.name}"
