@@ -341,6 +341,13 @@ def test_houlsby_follows_the_paper_or_the_released_code():
         assert (trainer.warmup_ratio, trainer.schedule, trainer.max_grad_norm) == (0.1, "linear", 1.0)
 
 
+def test_a_quick_run_is_small_and_apart_whatever_else_is_chosen():
+    for words in (LORA_RTE, ("experiment=prompt_tuning/domain_shift_prompt", "task=squad")):
+        quick, whole = run_config(*words, "debug=quick"), run_config(*words)
+        assert (quick.trainer.max_steps, quick.trainer.batch_size, quick.results_dir) == (2, 4, "outputs/debug")
+        assert (quick.method, quick.task, quick.decoding) == (whole.method, whole.task, whole.decoding)
+
+
 def test_sizes_of_the_adapter_rows():
     sizes = {"adapter_p_3m": 64, "adapter_p_0_8m": 16, "adapter_h_6m": 64, "adapter_h_0_8m": 8}
     for row, size in sizes.items():
