@@ -12,8 +12,7 @@ from typing import Any, cast
 from ..answers.decoding import Outputs
 from ..answers.words import ILLEGAL
 from ..config.schema import LOSS, RunConfig, task_of, writes_text
-from ..records.schema import tolerance_for
-from ..records.store import SCHEMA, Record
+from ..records.schema import SCHEMA, Record, tolerance_for
 from ..tasks.loading import TaskData
 from ..training.evaluation import has_illegal, is_constant, scores, text_scores
 

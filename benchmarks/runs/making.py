@@ -31,7 +31,9 @@ from ..config.schema import (
     writes_text,
 )
 from ..records import leases
-from ..records.store import RecordError, write_record
+from ..records.places import CHECKPOINTS
+from ..records.schema import RecordError
+from ..records.store import write_record
 from ..tasks.texts import INPUTS
 from ..training import devices
 from ..training.checkpoint import load_checkpoint
@@ -172,7 +174,7 @@ def _train_and_record(
 ) -> list[Outcome]:  # fmt: skip
     ids = [p.run_id for p in todo]
     cfg = todo[0].cfg
-    state = Path(cfg.results_dir) / "checkpoints" / cfg.experiment / f"{'+'.join(ids[:4])}.{len(ids)}.safetensors"
+    state = Path(cfg.results_dir) / CHECKPOINTS / cfg.experiment / f"{'+'.join(ids[:4])}.{len(ids)}.safetensors"
     checkpointing = Checkpointing(state, ids, cfg.checkpoint_seconds)
     progress = StepProgress(
         f"{cfg.experiment} {cfg.task.name} seed {cfg.seed}" + f" +{len(ids) - 1}" * (len(ids) > 1), show_progress

@@ -16,7 +16,9 @@ from typing import Any
 
 from ..config.schema import RunConfig, TrackingConfig
 from ..config.science import present_method
-from ..records.store import RECORDS, Record, RecordError, predictions_path, read_record, record_path
+from ..records.places import RECORDS, TRAINED
+from ..records.schema import Record, RecordError
+from ..records.store import predictions_path, read_record, record_path
 from . import parents
 
 _SAME_CLASS = ("device", "device_name", "dtype", "threads", "members", "micro_batch_size", "processes", "versions")
@@ -119,7 +121,7 @@ def _bring_parent(results: Path, run_id: str, folder: Path) -> None:
     """Copy the parent's record and tensors; without them it is trained again."""
     path = find(results, run_id)
     experiment = path.parent.relative_to(results / RECORDS).as_posix()
-    tensors = results / "trained" / experiment / f"{run_id}.safetensors"
+    tensors = results / TRAINED / experiment / f"{run_id}.safetensors"
     if parents.is_whole(tensors):
         for source in (path, tensors):
             target = folder / source.relative_to(results)

@@ -171,7 +171,7 @@ class LocalPool:
             return
         if now:
             for worker in multiprocessing.active_children():
-                worker.terminate()  # what they write is whole or absent (record.py)
+                worker.terminate()  # what they write is whole or absent (records/files.py)
         self._pool.shutdown(wait=not now, cancel_futures=True)
 
 

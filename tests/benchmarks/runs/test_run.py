@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from peft_bench.backbones import loading
 from peft_bench.config.compose import compose_run
 from peft_bench.config.schema import RunConfig, TrackingConfig
-from peft_bench.records.store import list_states, read_record, record_path
+from peft_bench.records.states import list_states
+from peft_bench.records.store import read_record, record_path
 from peft_bench.runs import making, parents
 from peft_bench.runs.run import run, run_pack
 from peft_bench.sweeps.workers import make_lines

@@ -12,7 +12,8 @@ from peft_bench.config.compose import compose_run
 from peft_bench.config.many import compose_all
 from peft_bench.config.multirun import expand, main, own_sweep, plan_main
 from peft_bench.records import leases
-from peft_bench.records.store import list_states, read_record, record_path
+from peft_bench.records.states import list_states
+from peft_bench.records.store import read_record, record_path
 from peft_bench.runs import making
 from peft_bench.runs.identity import METHOD_VERSIONS
 from peft_bench.runs.run import run, run_pack
