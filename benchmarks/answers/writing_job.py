@@ -34,7 +34,7 @@ def writing_job(p: Prepared, k: int, cfg: RunConfig, backbone: Backbone, attache
     """What run k trains on and answers. cfg: p.cfg, perhaps in smaller micro-batches."""
     job = _own_job(p, k, cfg, backbone, attached)
     others = [
-        _training_rows(p, name, task, backbone, attached.table.architecture.decoder_only)
+        _training_rows(p, name, task, backbone, attached.sites.architecture.decoder_only)
         for name, task in others_of(p.cfg).items()
     ]
     if others:
@@ -44,7 +44,7 @@ def writing_job(p: Prepared, k: int, cfg: RunConfig, backbone: Backbone, attache
 
 def _own_job(p: Prepared, k: int, cfg: RunConfig, backbone: Backbone, attached: Attached) -> Job:
     """The job of the run's own task, and of those that it is scored on."""
-    decoder_only = attached.table.architecture.decoder_only
+    decoder_only = attached.sites.architecture.decoder_only
     text, generation = _as_read(p.cfg, p.cfg.task)
     if generation is not None:
         check_tokens(p.cfg.decoding, backbone.tokenizer)  # now rather than after the training

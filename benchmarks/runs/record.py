@@ -1,6 +1,5 @@
 """From a finished (or failed) run to its record: every number of the record is put together here."""
 
-import dataclasses
 import functools
 import subprocess
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..answers.decoding import Outputs
+from ..config.fields import recorded
 from ..config.schema import RunConfig
 from ..records import leases
 from ..records.schema import SCHEMA, Record, RecordError, tolerance_for
@@ -106,7 +106,6 @@ def assemble_failure(
 
 
 def _common(cfg: RunConfig, identity: dict[str, Any], run_id: str, departures: dict[str, list[Any]]) -> dict[str, Any]:
-    places = ("data_dir", "backbone_dir", "results_dir", "checkpoint_seconds", "force")
     commit, dirty = _git()
     return {
         "schema": SCHEMA,
@@ -119,7 +118,7 @@ def _common(cfg: RunConfig, identity: dict[str, Any], run_id: str, departures: d
         "identity": {key: value for key, value in identity.items() if key != "config"},
         "parents": identity["parents"],
         "departures": departures,
-        "config": {key: value for key, value in dataclasses.asdict(cfg).items() if key not in places},
+        "config": recorded(cfg),
         "provenance": {
             "git_commit": commit,
             "git_dirty": dirty,

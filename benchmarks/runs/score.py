@@ -14,7 +14,8 @@ from peft_methods.state import trained_tensors
 
 from ..answers.decoding import Outputs, decode
 from ..answers.words import ILLEGAL
-from ..config.schema import LOSS, RunConfig, task_of, writes_text
+from ..config.kinds import writes_text
+from ..config.schema import LOSS, RunConfig, task_of
 from ..tasks.loading import TaskData
 from ..tasks.texts import INPUTS
 from ..training.evaluation import has_illegal, is_constant, predict, scores, target_loss, text_scores

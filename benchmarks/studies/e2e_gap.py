@@ -201,7 +201,7 @@ def _attach(record: Record, cfg: RunConfig) -> tuple[Any, Any, Any]:
     load_trained(attached, path)
     generation = generation_of(cfg.task, cfg.scale)
     assert generation is not None
-    writer = TextWriter(generation, backbone.tokenizer, attached.table.architecture.decoder_only)
+    writer = TextWriter(generation, backbone.tokenizer, attached.sites.architecture.decoder_only)
     data = load_task(cfg.task, cfg.scale, cfg.data_dir)
     splits = writer.tokenize(data, cfg.trainer.max_length, cfg.decoding.max_new_tokens, attached.positions(0))
     return attached, Job(cfg, splits, writer.pad, texts=writer), accelerator

@@ -13,7 +13,8 @@ from transformers.models.bart.modeling_bart import shift_tokens_right
 
 from peft_bench.answers.decoding import read
 from peft_bench.answers.job import Job
-from peft_bench.backbones.loading import MICRO_BACKBONES, load_backbone
+from peft_bench.backbones.files import MICRO_BACKBONES
+from peft_bench.backbones.loading import load_backbone
 from peft_bench.config.compose import compose_run
 from peft_bench.config.schema import generation_of
 from peft_bench.metrics.rouge import rouge

@@ -15,7 +15,8 @@ from sklearn.metrics import f1_score
 from transformers import AutoTokenizer
 
 from peft_bench.answers.words import ILLEGAL, Writer
-from peft_bench.backbones.loading import MICRO_BACKBONES, load_backbone
+from peft_bench.backbones.files import MICRO_BACKBONES
+from peft_bench.backbones.loading import load_backbone
 from peft_bench.config.compose import compose_run
 from peft_bench.config.schema import RunConfig
 from peft_bench.metrics.labels import exact_match

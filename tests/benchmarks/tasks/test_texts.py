@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from peft_bench.answers.job import Job
 from peft_bench.answers.sequences import IGNORED
-from peft_bench.backbones.loading import MICRO_BACKBONES
+from peft_bench.backbones.files import MICRO_BACKBONES
 from peft_bench.cli import main
 from peft_bench.config.compose import compose_run
 from peft_bench.config.schema import ScaleConfig, generation_of
