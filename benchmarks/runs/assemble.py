@@ -14,7 +14,7 @@ from ..answers.words import ILLEGAL
 from ..config.schema import LOSS, RunConfig, task_of, writes_text
 from ..records.schema import tolerance_for
 from ..records.store import SCHEMA, Record
-from ..tasks.loading import TaskData
+from ..tasks.examples import TaskData
 from ..training.evaluation import has_illegal, is_constant, scores, text_scores
 
 CUT_OFF = "cut_off"  # share of outputs that max_new_tokens cut off

@@ -20,6 +20,7 @@ from peft_methods.state import file_sha256, save_trained, trained_tensors
 
 from ..answers.decoding import Outputs, decode
 from ..answers.job import Job
+from ..answers.texts import INPUTS
 from ..answers.tokens import tokenize
 from ..answers.writing_job import writing_job
 from ..backbones.loading import Backbone, describe, load_backbone
@@ -32,7 +33,6 @@ from ..config.schema import (
 )
 from ..records import leases
 from ..records.store import RecordError, write_record
-from ..tasks.texts import INPUTS
 from ..training import devices
 from ..training.checkpoint import load_checkpoint
 from ..training.evaluation import predict, target_loss

@@ -27,13 +27,13 @@ from peft_methods.inputs import Batch
 
 from ..answers.decoding import read, write
 from ..answers.job import Job
+from ..answers.texts import INPUTS
 from ..answers.tokens import TokenizedSplit
 from ..answers.words import ILLEGAL
 from ..config.schema import LOSS, RunConfig, task_of
 from ..records.store import RECORDS, Record, read_predictions, read_record, write_files
 from ..report.pages.ensembles import FOLDER
-from ..tasks.loading import TaskData
-from ..tasks.texts import INPUTS
+from ..tasks.examples import TaskData
 from ..training.evaluation import scores, text_scores
 
 EXPERIMENT = "prompt_tuning/table3"

@@ -20,7 +20,8 @@ import orjson
 
 from ..config.schema import RunConfig, is_control
 from ..records.store import Record, iter_records, read_record, record_path, write_files
-from ..tasks.loading import TaskData, load_task
+from ..tasks.examples import TaskData
+from ..tasks.loading import load_task
 from .packs import footprint, memory_bytes
 
 CALIBRATIONS = "calibrations.json"
