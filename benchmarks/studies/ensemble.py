@@ -93,7 +93,7 @@ def ensemble(group: Sequence[Record], options: argparse.Namespace) -> dict[str, 
     from peft_methods.state import load_trained
 
     from ..backbones.loading import load_backbone
-    from ..runs.making import attach_pack
+    from ..runs.attach import attach_pack
     from ..runs.parents import trained_path
     from ..runs.prepare import prepare, recorded_score
     from ..runs.verify import run_config

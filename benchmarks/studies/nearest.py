@@ -140,7 +140,7 @@ def _cohesion(ids: Tensor, table: Tensor) -> float:
 
 def _labels(record: Record) -> list[str]:
     """What the first tokens started from; empty where the prompt had another start."""
-    from ..runs.making import with_labels
+    from ..runs.attach import with_labels
     from ..runs.verify import run_config
 
     cfg = run_config(record["config"])

@@ -21,8 +21,8 @@ from peft_bench.config.schema import RunConfig
 from peft_bench.metrics.labels import exact_match
 from peft_bench.metrics.squad import names_referent, score_answers
 from peft_bench.records.store import read_record, record_path
+from peft_bench.runs.attach import attach_pack
 from peft_bench.runs.checks import check_config
-from peft_bench.runs.making import attach_pack
 from peft_bench.runs.prepare import prepare, recorded_score
 from peft_bench.runs.run import run_pack
 from peft_bench.runs.verify import run_config
