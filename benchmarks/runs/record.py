@@ -1,5 +1,6 @@
 """From a finished (or failed) run to its record: every number of the record is put together here."""
 
+import dataclasses
 import functools
 import subprocess
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from ..config.schema import RunConfig
 from ..records import leases
 from ..records.schema import SCHEMA, Record, RecordError, tolerance_for
 from ..records.store import write_record
-from ..tasks.loading import TaskData
+from ..tasks.examples import TaskData
 from .prepare import Outcome, Prepared, found_done, outcome_of, prepare, recorded_score, selected_score
 from .score import RunOutput, flags_of_labels, flags_of_texts, prediction_columns, split_scores
 

@@ -183,12 +183,12 @@ def _attach(record: Record, cfg: RunConfig) -> tuple[Any, Any, Any]:
     from peft_methods.state import load_trained
 
     from ..answers.job import Job
+    from ..answers.texts import TextWriter
     from ..backbones.loading import load_backbone
     from ..config.compose import build_method, register
     from ..config.schema import generation_of
     from ..runs import parents
     from ..tasks.loading import load_task
-    from ..tasks.texts import TextWriter
     from ..training import devices
 
     register()
@@ -209,7 +209,7 @@ def _attach(record: Record, cfg: RunConfig) -> tuple[Any, Any, Any]:
 
 def _decode(attached: Any, job: Any, accelerator: Any, decoding: DecodingConfig, title: str) -> list[str]:
     from ..answers.decoding import decode
-    from ..tasks.texts import INPUTS
+    from ..answers.texts import INPUTS
 
     job.cfg = dataclasses.replace(job.cfg, decoding=decoding)
     return decode(attached, 0, job, job.data["test" + INPUTS], accelerator, title).texts

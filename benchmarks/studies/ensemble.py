@@ -27,6 +27,7 @@ from peft_methods.inputs import Batch
 
 from ..answers.decoding import read, write
 from ..answers.job import Job
+from ..answers.texts import INPUTS
 from ..answers.tokens import TokenizedSplit
 from ..answers.words import ILLEGAL
 from ..config.schema import LOSS, RunConfig, task_of
@@ -34,8 +35,7 @@ from ..records.files import write_files
 from ..records.places import ENSEMBLES, RECORDS
 from ..records.schema import Record
 from ..records.store import finished_records, read_predictions
-from ..tasks.loading import TaskData
-from ..tasks.texts import INPUTS
+from ..tasks.examples import TaskData
 from ..training.evaluation import scores, text_scores
 
 EXPERIMENT = "prompt_tuning/table3"

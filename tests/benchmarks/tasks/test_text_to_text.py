@@ -27,8 +27,9 @@ from peft_bench.runs.checks import check_config
 from peft_bench.runs.prepare import prepare, recorded_score
 from peft_bench.runs.run import run_pack
 from peft_bench.runs.verify import run_config
-from peft_bench.tasks.loading import DataError, load_run_data, load_task
-from peft_bench.tasks.text_to_text import record_line, spaced, squad_line, wsc_line
+from peft_bench.tasks.examples import DataError
+from peft_bench.tasks.lines import record_line, spaced, squad_line, wsc_line
+from peft_bench.tasks.loading import load_run_data, load_task
 from peft_bench.training.evaluation import scores
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
