@@ -98,7 +98,7 @@ def _given(words: Sequence[str]) -> dict[str, list[Any]]:
 def _of_run(record: Record, levels: Mapping[str, list[Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every combination of decoding and scoring for one run."""
     from ..answers.decoding import clean_up
-    from ..runs.verify import run_config
+    from ..config.recorded import run_config
 
     cfg = dataclasses.replace(
         run_config(record["config"]),

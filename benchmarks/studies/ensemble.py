@@ -95,10 +95,10 @@ def ensemble(group: Sequence[Record], options: argparse.Namespace) -> dict[str, 
     from peft_methods.state import load_trained
 
     from ..backbones.loading import load_backbone
+    from ..config.recorded import run_config
     from ..runs.attach import attach_pack
     from ..runs.parents import trained_path
     from ..runs.prepare import prepare, recorded_score
-    from ..runs.verify import run_config
     from ..training import devices
 
     places = {"data_dir": options.data_dir, "backbone_dir": options.backbone_dir, "results_dir": str(options.results)}
