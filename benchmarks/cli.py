@@ -1,10 +1,8 @@
 """The command `peft-bench` (also `python -m peft_bench`): one verb per stage."""
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 HELP = """\
 usage: peft-bench VERB [arguments]      peft-bench VERB --help says more
@@ -29,34 +27,6 @@ usage: peft-bench VERB [arguments]      peft-bench VERB --help says more
 
 Scales: micro (default: no network, no account, no GPU), small, paper. A record is one JSON file per run under
 results/records/; a run whose record exists is left out. Bad input exits with 2, a failed run with 1."""
-
-RUN_HELP = """\
-usage: peft-bench run [-m] [OVERRIDE ...] [HYDRA FLAGS]
-
-One run is one seed of one setting on one task. OVERRIDE is Hydra's group=option or key=value:
-
-  experiment=NAME      one printed row of a paper's table: {experiments}
-  task=NAME            {tasks}
-  backbone=NAME        {backbones}
-  method=NAME          {methods}
-  scale=NAME           micro (default), small, paper
-  settings=NAME        paper (default) or script: whose value, where the paper and its released code disagree
-  decoding=NAME        how texts are searched for: {decodings} (task=e2e; docs/e2e.md)
-  hand_written=NAME start_words=NAME   prompts, and words a prefix starts from: conf/hand_written/, conf/start_words/
-  in_context=NAME      instructions and examples that a frozen backbone reads first: conf/in_context/
-  tracking=NAME        disabled (default), offline, online: Weights & Biases
-  seed=0 device=auto|cpu|cuda threads=N force=true results_dir=results
-  data_dir=DIR         data in hub layout: DIR/glue/rte/train.parquet; without it: the hub
-  backbone_dir=DIR     a checkpoint folder, or a folder of them: DIR/FacebookAI/roberta-base; without it: the hub
-  trainer.learning_rate=5e-4 trainer.max_steps=100 method.rank=4 ...   every key: peft-bench run --cfg job
-
--m sweeps: 'task=glob(glue/*)', seed=0,1,2 or 'seed=range(5)' (quote them), method.rank=1,2,4. The same as
-   peft-bench sweep, whose --help says more: packs, workers, budget. An experiment file brings its own sweep
-   (tasks, grid, seeds) when it is the only experiment.
-hydra/launcher=slurm sends the runs to Slurm (extra: pip install -e .[slurm]; docs/cluster.md).
-Also: --cfg job prints the composed configuration, --info defaults the files it came from."""
-
-_failures: list[str] = []
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,81 +65,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _configuration_errors() -> tuple[type[Exception], ...]:
-    """What reading YAML files and overrides can raise; evaluated only when something was raised."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+    """What reading YAML files and overrides can raise; imported only when something was raised."""
+    from .config.compose import CONFIGURATION_ERRORS
 
-    return HydraException, OmegaConfBaseException, YAMLError
+    return CONFIGURATION_ERRORS
 
 
 def _run(argv: Sequence[str]) -> int:
-    if "--help" in argv or "-h" in argv:
-        print(_run_help())
-        return 0
-    multirun = {"-m", "--multirun"}
-    looks = {"--cfg", "-c", "--info", "-i"} & set(argv)  # Hydra prints something and ends
-    if multirun & set(argv) and not looks:
-        from .config.multirun import main as sweep
+    from .runs.command import is_multirun, main
 
-        return sweep([word for word in argv if word not in multirun], "run -m")
-    if "hydra/launcher=slurm" in argv and not looks:
-        raise ValueError("hydra/launcher=slurm applies to a multirun only: add -m (without it Hydra would run here)")
-    import hydra
-
-    from .config.compose import register
-    from .config.multirun import expand_globs
-    from .config.schema import CONF_DIR
-
-    register()
-    sys.argv = ["peft-bench run", *expand_globs(argv)]
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # the exception itself, instead of an exit from within Hydra
-    _failures.clear()
-    hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(task)()
-    return int(bool(_failures))
+    return _run_many(argv) if is_multirun(argv) else main(argv)
 
 
-def task(cfg: Any) -> None:
-    """Hydra's task function: one run. Bad input ends it here, before Hydra prints what it was given; a run that failed
-    is remembered for the exit status."""
-    from .config.compose import explain, typed
-    from .runs.run import run
+def _run_many(argv: Sequence[str]) -> int:
+    from .config.multirun import main
 
-    for noisy in ("httpx", "datasets", "filelock", "accelerate", "absl"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    try:
-        outcome = run(typed(cfg))
-    except _configuration_errors() as error:  # of a parent
-        print(f"peft-bench run: {explain(error)}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except (ValueError, OSError) as error:
-        print(f"peft-bench run: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from error
-    named = f"{outcome.experiment} {outcome.task} seed {outcome.seed} at scale {cfg.scale.name}"
-    text = f"{outcome.status}: {named} [{outcome.run_id}]"
-    score = "" if outcome.score is None else f" {cfg.task.selection_metric} {outcome.score:.4f}"
-    line = f"{text}{score} {outcome.seconds:.1f} s {outcome.message}".rstrip()
-    failed = outcome.status in ("failed", "busy")
-    print(line, file=sys.stderr if failed else sys.stdout, flush=True)
-    if failed:
-        _failures.append(line)
-
-
-def _run_help() -> str:
-    from .config.compose import choices
-
-    def wrapped(group: str) -> str:
-        import textwrap
-
-        return textwrap.fill(", ".join(choices(group)), 118, subsequent_indent=" " * 23)
-
-    return RUN_HELP.format(
-        experiments=wrapped("experiment"),
-        tasks=wrapped("task"),
-        backbones=wrapped("backbone"),
-        methods=wrapped("method"),
-        decodings=wrapped("decoding"),
-    )
+    return main([word for word in argv if word not in ("-m", "--multirun")], "run -m")
 
 
 def _sweep(argv: Sequence[str]) -> int:

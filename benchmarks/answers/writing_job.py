@@ -19,11 +19,12 @@ from ..config.schema import (
 )
 from ..metrics.squad import ANSWER_METRICS
 from ..runs.prepare import Prepared
-from ..tasks.loading import DataError, examples_of
-from ..tasks.texts import TextWriter
+from ..tasks.examples import DataError
+from ..tasks.loading import examples_of
 from .decoding import check_tokens
 from .in_context import InContext, draw
 from .job import Job
+from .texts import TextWriter
 from .tokens import TokenizedSplit, joined, tokenize_texts
 from .words import Writer
 

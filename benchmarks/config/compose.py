@@ -22,9 +22,12 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from . import schema
 from .schema import CONF_DIR, BackboneConfig, RunConfig
+
+CONFIGURATION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)  # of reading YAML files and overrides
 
 
 def compose_run(overrides: Sequence[str]) -> RunConfig:

@@ -34,7 +34,7 @@ def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a configuration that a result follows from; fields.py says of each field whether it belongs to it."""
     part = {key: config[key] for key in ("backbone", "method", "task", "trainer", "experiment", "settings", "seed")}
     part["backbone"] = scientific_part(BackboneConfig, part["backbone"])
-    part["method"] = _moved(_without_young(part["method"]), RENAMED_MODULES)
+    part["method"] = with_target(_without_young(part["method"]), RENAMED_MODULES)
     part["trainer"] = scientific_part(TrainerConfig, part["trainer"])
     part["task"] = _task(config, part["task"])
     if "generation" in part["task"]:
@@ -50,12 +50,8 @@ def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
     return part
 
 
-def present_method(method: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded method with the `_target_` under which its class is found today."""
-    return _moved(method, {former: now for now, former in RENAMED_MODULES.items()})
-
-
-def _moved(method: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def with_target(method: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The method with its `_target_` in the module of another name. names: of modules -> what they are called."""
     module, _, name = method["_target_"].rpartition(".")
     return {**method, "_target_": f"{names.get(module, module)}.{name}"}
 

@@ -26,9 +26,10 @@ import orjson
 import psutil
 from filelock import FileLock, Timeout
 
-from .store import SCHEMA, write_files
+from .files import write_files
+from .places import CHECKPOINTS, RECORDS, RUNNING, TRAINED
+from .schema import SCHEMA
 
-RUNNING = "running"  # the folder under results/ that holds the claims
 CLAIM_SECONDS = 120.0  # a claim that nobody has touched for so long has expired
 TOUCHES = 6  # of a claim in that time
 _LOCK_SECONDS = 60.0
@@ -171,7 +172,7 @@ def claim_runs(results_dir: Path | str, members: Sequence[Key]) -> Held:
 
 def _sweep_up(results_dir: Path, key: Key, was_begun: bool) -> None:
     """Remove what a killed process had not finished writing for a run: hidden files with its id."""
-    for folder in (RUNNING, "records", "trained", "checkpoints") if was_begun else (RUNNING,):
+    for folder in (RUNNING, RECORDS, TRAINED, CHECKPOINTS) if was_begun else (RUNNING,):
         for path in (results_dir / folder / key[0]).glob(f".{key[1]}*"):
             path.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""One JSON file per run: how it is written, read and listed (record_schema.py: what is in it). No torch, no pandas.
+"""One JSON file per run: how it is written and read (schema.py: what is in it; states.py: what file names say).
 
     results/records/<experiment>/<run_id>.json                 a finished run
     results/records/<experiment>/<run_id>.<kind>.failed.json   a run that failed: kind and message of its cause
@@ -11,48 +11,25 @@ is written as null and reads back as None.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import orjson
 
-from .schema import SCHEMA as SCHEMA
-from .schema import NewerRecordError as NewerRecordError
+from .files import write_files
+from .places import RECORDS
 from .schema import Record, RecordError, check, migrate
+from .states import FAILED, UNREADABLE, Problem, list_states
 
-RECORDS = "records"  # the folder under results/ that holds them
-FAILED, UNREADABLE, PREDICTIONS = ".failed.json", ".unreadable", ".predictions.json.gz"
+PREDICTIONS = ".predictions.json.gz"
 
 
 class RecordWriteError(OSError):
     """A record could not be written; nothing of it was left behind."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something a reader of the results must know: which file (or cell), and what is wrong with it."""
-
-    where: str
-    cause: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.cause}"
-
-
-@dataclass
-class States:
-    """The run ids of one experiment by state, read from file names. A run that failed and later finished is done."""
-
-    done: set[str] = field(default_factory=set)
-    failed: dict[str, str] = field(default_factory=dict)  # run id -> kind of its cause
-    unreadable: set[str] = field(default_factory=set)  # set aside, to be run again
 
 
 def record_path(results_dir: Path | str, experiment: str, run_id: str, failed: str | None = None) -> Path:
@@ -103,43 +80,6 @@ def write_record(results_dir: Path | str, record: Record, predictions: Mapping[s
     return path
 
 
-def write_files(contents: Mapping[Path, bytes]) -> None:
-    """Write all files of one folder or none: temporaries beside their targets, fsync, then renames in the order given.
-
-    Raises OSError that names the file.
-    """
-    try:
-        next(iter(contents)).parent.mkdir(parents=True, exist_ok=True)
-        _write_together(contents)
-    except OSError as error:
-        if error.filename is None:
-            raise OSError(error.errno, error.strerror, str(next(iter(contents)))) from error
-        raise
-
-
-def _write_together(contents: Mapping[Path, bytes]) -> None:
-    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
-    new = [path for path in contents if not path.exists()]
-    try:
-        for path, content in contents.items():
-            with temporaries[path].open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for path, temporary in temporaries.items():
-            temporary.replace(path)
-        folder = os.open(next(iter(contents)).parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the renames themselves survive a power cut
-        finally:
-            os.close(folder)
-    except BaseException:  # also a keyboard interrupt
-        for path in [*temporaries.values(), *new]:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-        raise
-
-
 def _plain(value: Any) -> Any:
     """The same value in JSON's own types: numpy scalars and arrays by `tolist`, numbers that are not finite as None."""
     if isinstance(value, float):
@@ -176,8 +116,8 @@ def read_record(path: Path | str) -> Record:
 def iter_records(results_dir: Path | str) -> Iterator[Record | Problem]:
     """Read the records under `results_dir` one by one, in the order of their names; a Problem for an unreadable one."""
     for experiment, states in list_states(results_dir).items():
-        found: dict[str, str | None] = dict.fromkeys(states.done) | states.failed
-        for run_id, kind in sorted(found.items()):
+        kinds: dict[str, str | None] = dict.fromkeys(states.done) | states.failed
+        for run_id, kind in sorted(kinds.items()):
             path = record_path(results_dir, experiment, run_id, kind)
             try:
                 yield read_record(path)
@@ -185,41 +125,12 @@ def iter_records(results_dir: Path | str) -> Iterator[Record | Problem]:
                 yield Problem(str(path), str(error))
 
 
-def read_records(results_dir: Path | str) -> tuple[list[Record], list[Problem]]:
-    """Every readable record under `results_dir`, and the unreadable ones by name and cause."""
-    records: list[Record] = []
-    problems: list[Problem] = []
-    for found in iter_records(results_dir):
-        if isinstance(found, Problem):
-            problems.append(found)
-        else:
-            records.append(found)
-    return records, problems
-
-
-def list_states(results_dir: Path | str) -> dict[str, States]:
-    """The states of all runs by experiment, from file names alone; an empty or missing folder gives no experiment."""
-    states: dict[str, States] = {}
-    for experiment, name in sorted(_names(Path(results_dir) / RECORDS)):
-        run_id = name.split(".", maxsplit=1)[0]
-        found = states.setdefault(experiment, States())
-        if name.endswith(UNREADABLE):
-            found.unreadable.add(run_id)
-        elif name.endswith(FAILED):
-            found.failed[run_id] = name.removeprefix(f"{run_id}.").removesuffix(FAILED)
-        else:
-            found.done.add(run_id)
-    for found in states.values():
-        found.failed = {run_id: kind for run_id, kind in found.failed.items() if run_id not in found.done}
-    return states
-
-
-def _names(folder: Path) -> Iterator[tuple[str, str]]:
-    for parent, _, names in os.walk(folder):
-        experiment = Path(parent).relative_to(folder).as_posix()
-        for name in names:
-            if name.endswith((".json", f".json{UNREADABLE}")) and not name.startswith("."):
-                yield experiment, name
+def finished_records(results_dir: Path | str, experiments: str) -> Iterator[Record]:
+    """The records of the finished runs of an experiment, or of all that a pattern matches, in the order of their
+    names. Raises RecordError for an unreadable one."""
+    for path in sorted((Path(results_dir) / RECORDS).glob(f"{experiments}/*.json")):
+        if path.name.count(".") == 1:  # neither a failure nor half written
+            yield read_record(path)
 
 
 def set_aside(path: Path | str) -> Path:

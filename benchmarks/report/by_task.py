@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..records.store import Problem, list_states
+from ..records.states import Problem, list_states
 from .render import markdown_table
 from .rows import results_frame
 from .rules.selection import RUN

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..records.store import RECORDS, Problem, write_files
+from ..records.files import write_files
+from ..records.places import RECORDS
+from ..records.states import Problem
 from .pages import (
     claims,
     curves,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..records.files import write_files
 from ..records.schema import UNBOUNDED
-from ..records.store import write_files
 
 HOLE = "—"
 METRIC_NAMES = {

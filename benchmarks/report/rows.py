@@ -11,7 +11,9 @@ from typing import Any
 import pandas as pd
 
 from ..config.science import digest_apart_from_search
-from ..records.store import Problem, Record, iter_records
+from ..records.schema import Record
+from ..records.states import Problem
+from ..records.store import iter_records
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..config.schema import LOSS
-from ..records.store import write_files
+from ..records.files import write_files
 from .rows import results_frame
 
 RUNS = ["experiment", "task", "stands_for", "init", "length", "target_prefix", "optimizer", "learning_rate", "seed"]

@@ -16,6 +16,7 @@ from peft_methods.state import copy_trained, read_safetensors
 from ..config.compose import compose_job
 from ..config.fields import NUMERICS, PLACE, names
 from ..config.schema import InitFromConfig, RunConfig
+from ..records.places import TRAINED
 
 
 def parent_configs(cfg: RunConfig) -> list[RunConfig]:
@@ -83,7 +84,7 @@ def start_from(attached: Attached, k: int, parent: Path, head_dense: bool) -> No
 
 def trained_path(cfg: RunConfig, run_id: str) -> Path:
     """Where a run's selected checkpoint lies: what its children start from."""
-    return Path(cfg.results_dir) / "trained" / cfg.experiment / f"{run_id}.safetensors"
+    return Path(cfg.results_dir) / TRAINED / cfg.experiment / f"{run_id}.safetensors"
 
 
 def is_whole(trained: Path) -> bool:

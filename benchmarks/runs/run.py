@@ -1,7 +1,7 @@
 """One run, or a pack of K on one backbone, from configuration to record:
 
 prepare.py: config -> data -> parent -> identity; claims.py: this process makes it;
-making.py: backbone -> attach -> train -> evaluate -> record
+train.py: backbone -> attach -> train -> evaluate -> record
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ from ..config.schema import RunConfig
 from ..records import leases
 from . import parents
 from .checks import check_pack
-from .making import make
 from .prepare import Outcome, Prepared, check_writable, found_done, outcome_of, prepare
+from .train import make
 
 log = logging.getLogger(__name__)
 

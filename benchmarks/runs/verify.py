@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config.compose import task_version
-from ..config.schema import RunConfig, TaskConfig, TrackingConfig
-from ..config.science import present_method
-from ..records.store import RECORDS, Record, RecordError, predictions_path, read_record, record_path
+from ..config.recorded import run_config
+from ..config.schema import TrackingConfig
+from ..records.places import RECORDS, TRAINED
+from ..records.schema import Record, RecordError
+from ..records.store import predictions_path, read_record, record_path
 from . import parents
 
 _SAME_CLASS = ("device", "device_name", "dtype", "threads", "members", "micro_batch_size", "processes", "versions")
@@ -120,37 +121,12 @@ def _bring_parent(results: Path, run_id: str, folder: Path) -> None:
     """Copy the parent's record and tensors; without them it is trained again."""
     path = find(results, run_id)
     experiment = path.parent.relative_to(results / RECORDS).as_posix()
-    tensors = results / "trained" / experiment / f"{run_id}.safetensors"
+    tensors = results / TRAINED / experiment / f"{run_id}.safetensors"
     if parents.is_whole(tensors):
         for source in (path, tensors):
             target = folder / source.relative_to(results)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
-
-
-def run_config(config: Mapping[str, Any]) -> RunConfig:
-    """The RunConfig of a record. Raises ValueError for a field that this version does not know."""
-    config = {**config, "method": present_method(config["method"])}
-    return typing.cast(RunConfig, _typed(RunConfig, config, "config"))
-
-
-def _typed(kind: type, value: Mapping[str, Any], where: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    if unknown := sorted(value.keys() - hints.keys()):
-        raise ValueError(f"{where}.{unknown[0]}: this version of peft-bench has no such field; use the record's own")
-    if kind is TaskConfig:  # a record has the result versions in its identity; a run made today has those of today
-        value = {**value, "version": task_version(value["dataset"], value["name"])}
-    made = {}
-    for name, part in value.items():
-        kinds = [k for k in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(k)]
-        if not kinds or part is None:
-            made[name] = part
-        elif typing.get_origin(hints[name]) is dict:  # transfer
-            inner = typing.cast(type, kinds[0])
-            made[name] = {key: _typed(inner, each, f"{where}.{name}.{key}") for key, each in part.items()}
-        else:
-            made[name] = _typed(typing.cast(type, kinds[0]), part, f"{where}.{name}")
-    return kind(**made)
 
 
 def compare(record: Record, again: Record, results: Path, folder: Path) -> Verdict:

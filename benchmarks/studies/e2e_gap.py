@@ -24,10 +24,12 @@ from sacrebleu.metrics.bleu import BLEU
 
 from ..config.schema import DecodingConfig, RunConfig
 from ..metrics.e2e import bleu
-from ..records.store import RECORDS, Record, read_record, write_files
+from ..records.files import write_files
+from ..records.places import ERRATA, RECORDS
+from ..records.schema import Record
+from ..records.store import finished_records
 
 EXPERIMENT = "errata/e2e_gap"
-FOLDER = Path("errata")
 # Factor -> levels, the papers' or their code's; both of an n-gram's two settings go together.
 DECODING: dict[str, list[Any]] = {
     "beams": [5, 10],
@@ -41,7 +43,6 @@ TRAINING = {  # factor -> where the record's configuration has it
     "checkpoint": ("trainer", "selection"),
     "training text": ("task", "generation", "text_form"),
 }
-SCORING = ("clean_up", "references", "metric")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     options = parser.parse_args(argv)
     levels = DECODING | _given(options.levels)
-    records = list(_records(options.results, options.experiment))
+    records = list(finished_records(options.results, options.experiment))
     if not records:
         raise ValueError(
             f"no finished run of {options.experiment} in {options.results / RECORDS}; make some with: peft-bench run "
@@ -71,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
         lines += _of_run(record, levels, options)
     table = pd.DataFrame(lines)
     content = table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
-    path = options.results / FOLDER / "e2e_gap.csv"
+    path = options.results / ERRATA / "e2e_gap.csv"
     write_files({path: content.encode()})
     from ..report.pages.e2e_gap import effects, effects_markdown
 
@@ -94,18 +95,10 @@ def _given(words: Sequence[str]) -> dict[str, list[Any]]:
     return found
 
 
-def _records(results: Path, experiment: str) -> Iterator[Record]:
-    for path in sorted((results / RECORDS / experiment).glob("*.json")):
-        if path.name.count(".") == 1:
-            record = read_record(path)
-            if record["status"] == "done":
-                yield record
-
-
 def _of_run(record: Record, levels: Mapping[str, list[Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every combination of decoding and scoring for one run."""
     from ..answers.decoding import clean_up
-    from ..runs.verify import run_config
+    from ..config.recorded import run_config
 
     cfg = dataclasses.replace(
         run_config(record["config"]),
@@ -173,7 +166,7 @@ def _outputs(
     for i, decoding in enumerate(decodings):
         settings = json.dumps(dataclasses.asdict(decoding) | {"name": "", "batch_size": 0}, sort_keys=True)
         name = f"{record['run_id']}.{hashlib.sha256(settings.encode()).hexdigest()[:12]}.json.gz"
-        path = results / FOLDER / "e2e_gap" / name
+        path = results / ERRATA / "e2e_gap" / name
         if not path.exists():
             attached = attached or _attach(record, cfg)
             title = f"{record['run_id']}: decoding {i + 1} of {len(decodings)}"
@@ -190,12 +183,12 @@ def _attach(record: Record, cfg: RunConfig) -> tuple[Any, Any, Any]:
     from peft_methods.state import load_trained
 
     from ..answers.job import Job
+    from ..answers.texts import TextWriter
     from ..backbones.loading import load_backbone
     from ..config.compose import build_method, register
     from ..config.schema import generation_of
     from ..runs import parents
     from ..tasks.loading import load_task
-    from ..tasks.texts import TextWriter
     from ..training import devices
 
     register()
@@ -216,7 +209,7 @@ def _attach(record: Record, cfg: RunConfig) -> tuple[Any, Any, Any]:
 
 def _decode(attached: Any, job: Any, accelerator: Any, decoding: DecodingConfig, title: str) -> list[str]:
     from ..answers.decoding import decode
-    from ..tasks.texts import INPUTS
+    from ..answers.texts import INPUTS
 
     job.cfg = dataclasses.replace(job.cfg, decoding=decoding)
     return decode(attached, 0, job, job.data["test" + INPUTS], accelerator, title).texts

@@ -27,13 +27,15 @@ from peft_methods.inputs import Batch
 
 from ..answers.decoding import read, write
 from ..answers.job import Job
+from ..answers.texts import INPUTS
 from ..answers.tokens import TokenizedSplit
 from ..answers.words import ILLEGAL
 from ..config.schema import LOSS, RunConfig, task_of
-from ..records.store import RECORDS, Record, read_predictions, read_record, write_files
-from ..report.pages.ensembles import FOLDER
-from ..tasks.loading import TaskData
-from ..tasks.texts import INPUTS
+from ..records.files import write_files
+from ..records.places import ENSEMBLES, RECORDS
+from ..records.schema import Record
+from ..records.store import finished_records, read_predictions
+from ..tasks.examples import TaskData
 from ..training.evaluation import scores, text_scores
 
 EXPERIMENT = "prompt_tuning/table3"
@@ -93,10 +95,10 @@ def ensemble(group: Sequence[Record], options: argparse.Namespace) -> dict[str, 
     from peft_methods.state import load_trained
 
     from ..backbones.loading import load_backbone
-    from ..runs.making import attach_pack
+    from ..config.recorded import run_config
+    from ..runs.attach import attach_pack
     from ..runs.parents import trained_path
     from ..runs.prepare import prepare, recorded_score
-    from ..runs.verify import run_config
     from ..training import devices
 
     places = {"data_dir": options.data_dir, "backbone_dir": options.backbone_dir, "results_dir": str(options.results)}
@@ -150,7 +152,7 @@ def ensemble(group: Sequence[Record], options: argparse.Namespace) -> dict[str, 
         "numerics": {key: numerics[key] for key in ("device", "device_name", "dtype", "threads")},
     }
     name = hashlib.sha256(" ".join(found["run_ids"]).encode()).hexdigest()[:16]
-    path = options.results / FOLDER / found["experiment"] / f"{name}.json"
+    path = options.results / ENSEMBLES / found["experiment"] / f"{name}.json"
     write_files({path: (json.dumps(found, indent=1) + "\n").encode()})
     return found
 
@@ -165,10 +167,9 @@ def _commands(options: argparse.Namespace) -> str:
 def _groups(results: Path, experiment: str) -> Iterator[list[Record]]:
     """The finished runs of an experiment that differ in the seed alone, by seed."""
     groups: dict[str, list[Record]] = {}
-    for path in sorted((results / RECORDS / experiment).glob("*.json")):
-        if path.name.count(".") == 1 and (record := read_record(path))["status"] == "done":
-            key = json.dumps({k: v for k, v in record["config"].items() if k != "seed"}, sort_keys=True)
-            groups.setdefault(key, []).append(record)
+    for record in finished_records(results, experiment):
+        key = json.dumps({k: v for k, v in record["config"].items() if k != "seed"}, sort_keys=True)
+        groups.setdefault(key, []).append(record)
     for group in groups.values():
         yield sorted(group, key=lambda record: record["seed"])
 

@@ -18,41 +18,18 @@ import pandas as pd
 import torch
 from scipy import stats
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from peft_methods.attach import attach
 from peft_methods.attached import Attached
 
-from ..config.compose import backbone_choice, build_method, method_choice, register
+from ..config.compose import register
 from ..report.reference import DIRECTORY
 from ..report.render import HOLE, markdown_table
+from .candidates import BACKBONES, CANDIDATES, make_method, random_backbone, some_batch
+from .memory import memory_table, storage_table, training_memory
 
-# Ends in a minute or two on a laptop's processor.
-SMALL = {"n_embd": 256, "n_layer": 4, "n_head": 4, "vocab_size": 1000, "bos_token_id": 0, "eos_token_id": 0}
-BACKBONES = ("small", "gpt2", "gpt2_medium", "gpt2_large")
-PAPER_SHAPES = ((32, 512), (16, 256), (1, 128))  # LoRA, Table 1: batch, length
 FEWEST = 6  # repeats: with fewer, no two of them bound a median with 95%
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A method at published size: settings(width) for conf/method/<method>.yaml; None: the backbone alone."""
-
-    method: str | None
-    settings: Callable[[int], str] = lambda width: ""
-    merged: bool = False
-
-
-# Sizes of LoRA's Tables 1 and 3 on GPT-2 medium (11M for both adapters), in proportion to the width.
-CANDIDATES = {
-    "backbone": Candidate(None),
-    "LoRA": Candidate("lora", lambda width: "rank=4"),
-    "LoRA merged": Candidate("lora", lambda width: "rank=4", merged=True),
-    "Adapter^H": Candidate("adapter_h", lambda width: f"bottleneck_dim={112 * width // 1024}"),
-    "Adapter^L": Candidate("adapter_l", lambda width: f"bottleneck_dim={224 * width // 1024}"),
-    "prefix": Candidate("prefix", lambda width: "length=5"),
-    "prompt": Candidate("prompt", lambda width: "length=100"),
-}
 
 
 @dataclass(frozen=True)
@@ -63,23 +40,6 @@ class Timing:
     ratio: float
     low: float
     high: float
-
-
-def random_backbone(name: str, device: torch.device) -> GPT2LMHeadModel:
-    """A GPT-2 of the shape of conf/backbone/<name>.yaml, or SMALL, with random weights."""
-    if name not in BACKBONES:
-        raise ValueError(f"--backbone {name}: expected one of {', '.join(BACKBONES)}")
-    shape = SMALL if name == "small" else backbone_choice(name).architecture
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return GPT2LMHeadModel._from_config(GPT2Config(**shape), attn_implementation="sdpa").to(device).eval()
-
-
-def make_method(name: str, width: int) -> Any:
-    """The method of a candidate at this width."""
-    candidate = CANDIDATES[name]
-    assert candidate.method is not None
-    return build_method(method_choice(candidate.method, candidate.settings(width)))
 
 
 @contextmanager
@@ -104,12 +64,6 @@ def _logits(attached: Attached, batch: dict[str, Tensor]) -> Tensor:
     return logits
 
 
-def some_batch(backbone: GPT2LMHeadModel, batch_size: int, length: int) -> dict[str, Tensor]:
-    """(batch_size, length) tokens without padding; which ones does not matter."""
-    ids = torch.arange(batch_size * length, device=backbone.device) % backbone.config.vocab_size
-    return {"input_ids": ids.view(batch_size, length), "attention_mask": torch.ones_like(ids).view(batch_size, length)}
-
-
 @torch.no_grad()
 def measure(backbone: GPT2LMHeadModel, batch_size: int, length: int, repeats: int) -> dict[str, Timing]:
     """Every candidate's time of a forward pass over (batch_size, length) tokens."""
@@ -119,10 +73,7 @@ def measure(backbone: GPT2LMHeadModel, batch_size: int, length: int, repeats: in
         raise ValueError(f"--repeats {repeats}: expected at least {FEWEST}, fewer give no 95% interval of a median")
     if length + 100 > (positions := backbone.config.n_positions):
         raise ValueError(f"--length {length}: with a prompt of 100 rows, {positions} positions hold {positions - 100}")
-    ids = (
-        torch.arange(batch_size * length, device=backbone.device).view(batch_size, length) % backbone.config.vocab_size
-    )
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    batch = some_batch(backbone, batch_size, length)
     names = list(CANDIDATES)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for repeat in range(repeats):
@@ -184,8 +135,6 @@ def latency_table(timings: dict[str, Timing], cells: dict[str, str]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """`peft-bench latency`."""
-    from .memory import memory_table, storage_table, training_memory
-
     parser = argparse.ArgumentParser(
         prog="peft-bench latency",
         description="Time of a forward pass, bytes stored for one and nine tasks, and memory in training of every kind "

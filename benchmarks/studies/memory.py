@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GPT2LMHeadModel
@@ -14,7 +15,7 @@ from peft_methods.state import stored_tensors
 
 from ..config.compose import build_method, method_choice, register
 from ..report.render import markdown_table
-from .latency import CANDIDATES, make_method, random_backbone, some_batch
+from .candidates import CANDIDATES, make_method, random_backbone, some_batch
 
 TASKS = 9  # as Houlsby et al. count GLUE
 FULL = "full"
@@ -22,10 +23,13 @@ METHODS = [FULL, *(name for name, c in CANDIDATES.items() if c.method is not Non
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
+def _method(name: str, backbone: GPT2LMHeadModel) -> Any:
+    return build_method(method_choice(FULL)) if name == FULL else make_method(name, backbone.config.n_embd)
+
+
 def stored_bytes(name: str, backbone: GPT2LMHeadModel) -> int:
     """Bytes of the tensors that one task's checkpoint holds."""
-    method = build_method(method_choice(FULL)) if name == FULL else make_method(name, backbone.config.n_embd)
-    attached = attach(backbone, [method], [None])
+    attached = attach(backbone, [_method(name, backbone)], [None])
     try:
         return sum(tensor.nbytes for tensor in stored_tensors(attached).values())
     finally:
@@ -73,8 +77,7 @@ def _peak_of_training(name: str, backbone_name: str, batch_size: int, length: in
     backbone = random_backbone(backbone_name, torch.device(device))
     batch = some_batch(backbone, batch_size, length)
     before = _start(device)
-    method = build_method(method_choice(FULL)) if name == FULL else make_method(name, backbone.config.n_embd)
-    attached = attach(backbone, [method], [None]).train()
+    attached = attach(backbone, [_method(name, backbone)], [None]).train()
     optimizer = torch.optim.AdamW(attached.run(0).trained().values(), lr=1e-3)
     for _ in range(2):
         (logits,) = attached([batch])

@@ -27,11 +27,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..records.store import RECORDS, Record, read_record, record_path, write_files
-from ..report.pages.nearest import FOLDER, SETTING, read_nearest
+from ..records.files import write_files
+from ..records.places import NEAREST, RECORDS, TRAINED
+from ..records.schema import Record
+from ..records.store import finished_records, record_path
+from ..report.pages.nearest import SETTING, read_nearest
 
 EXPERIMENT = "prompt_tuning/*"
-NEAREST = 5  # section 7
+NEIGHBORS = 5  # section 7
 RANDOM = 20  # random vectors for each prompt token
 
 
@@ -72,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     if not runs:
         raise ValueError(
             f"no finished prompt of {options.experiment} in {options.results / RECORDS} whose tensors are under "
-            f"{options.results / 'trained'}: tensors stay where the runs were made, no clone has them. Run this there, "
+            f"{options.results / TRAINED}: tensors stay where the runs were made, no clone has them. Run this there, "
             "or make runs first, as: peft-bench sweep prompt_tuning results_dir=outputs/prompts && "
             "peft-bench nearest --results outputs/prompts"
         )
@@ -84,9 +87,9 @@ def main(argv: Sequence[str]) -> int:
     first = all_tokens.groupby(SETTING)["seed"].transform("min")
     for name, table in (("runs", all_runs), ("tokens", all_tokens[all_tokens["seed"] == first])):
         content = table.to_csv(index=False, float_format="%.4f", lineterminator="\n")
-        write_files({options.results / FOLDER / f"{name}.csv": content.encode()})
+        write_files({options.results / NEAREST / f"{name}.csv": content.encode()})
     kept = f", {len(all_runs) - len(runs)} measured before" if len(all_runs) > len(runs) else ""
-    print(f"{len(runs)} prompts{kept}: {options.results / FOLDER / 'runs.csv'}")
+    print(f"{len(runs)} prompts{kept}: {options.results / NEAREST / 'runs.csv'}")
     return 0
 
 
@@ -127,21 +130,21 @@ def measure(rows: Tensor, vocabulary: Tensor, labels: Sequence[Sequence[int]]) -
 
 
 def _nearest(rows: Tensor, table: Tensor) -> Any:
-    return (F.normalize(rows.float(), dim=-1) @ table.T).topk(NEAREST)
+    return (F.normalize(rows.float(), dim=-1) @ table.T).topk(NEIGHBORS)
 
 
 def _cohesion(ids: Tensor, table: Tensor) -> float:
     """Mean cosine of all pairs of one token's nearest entries (P, 5), over the tokens."""
     own = table[ids]
     cosines = own @ own.transpose(1, 2)
-    pairs = NEAREST * (NEAREST - 1)
+    pairs = NEIGHBORS * (NEIGHBORS - 1)
     return float(((cosines.sum((1, 2)) - cosines.diagonal(dim1=1, dim2=2).sum(1)) / pairs).mean())
 
 
 def _labels(record: Record) -> list[str]:
     """What the first tokens started from; empty where the prompt had another start."""
-    from ..runs.making import with_labels
-    from ..runs.verify import run_config
+    from ..config.recorded import run_config
+    from ..runs.attach import with_labels
 
     cfg = run_config(record["config"])
     return list(with_labels(cfg)["labels"]) if cfg.method["init"] == "class_labels" else []
@@ -152,10 +155,8 @@ def _prompts(results: Path, experiment: str) -> Iterator[tuple[Record, Tensor]]:
     from peft_methods.state import read_safetensors
 
     found: list[tuple[str, Record, Path]] = []
-    for path in sorted((results / RECORDS).glob(f"{experiment}/*.json")):
-        if path.name.count(".") != 1 or (record := read_record(path))["status"] != "done":
-            continue
-        trained = results / "trained" / record["experiment"] / f"{record['run_id']}.safetensors"
+    for record in finished_records(results, experiment):
+        trained = results / TRAINED / record["experiment"] / f"{record['run_id']}.safetensors"
         if "init" in record["config"]["method"] and trained.exists():
             found.append((record["backbone"]["name"], record, trained))
     for _, record, trained in sorted(found, key=lambda one: one[0]):
@@ -168,7 +169,7 @@ def _prompts(results: Path, experiment: str) -> Iterator[tuple[Record, Tensor]]:
 def _vocabulary(record: Record, backbone_dir: str | None) -> tuple[Any, Tensor]:
     """Tokenizer and input embeddings (V, H) of a run's backbone."""
     from ..backbones.loading import load_backbone
-    from ..runs.verify import run_config
+    from ..config.recorded import run_config
 
     cfg = dataclasses.replace(run_config(record["config"]), backbone_dir=backbone_dir)
     backbone = load_backbone(cfg.backbone, cfg.scale, cfg.backbone_dir, torch.device("cpu"), cfg.seed)

@@ -37,7 +37,8 @@ from peft_methods.heads import ClassificationHead
 from ..backbones.loading import empty_model
 from ..config.compose import backbone_choice, build_method, method_choice, register, typed
 from ..config.schema import CONF_DIR, BackboneConfig
-from ..records.store import write_files
+from ..records.files import write_files
+from ..records.places import TABLES
 from ..report.reference import DIRECTORY, Reference, read_reference
 from ..report.render import bullets, markdown_table, page
 from ..runs.checks import check_architecture
@@ -212,9 +213,9 @@ def main(argv: Sequence[str]) -> int:
             print(f"{field.name:<10}{getattr(counts, field.name):>15,}")
         return 0
     rows = count_rows(read_reference(options.reference))
-    write_rows(rows, options.results / "tables")
+    write_rows(rows, options.results / TABLES)
     _print(rows)
-    print(f"n: what the paper counts. Written to {options.results / 'tables' / 'param_counts.md'} and .csv")
+    print(f"n: what the paper counts. Written to {options.results / TABLES / 'param_counts.md'} and .csv")
     return 0
 
 

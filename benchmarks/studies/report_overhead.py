@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..records.schema import tolerance_for
-from ..records.store import SCHEMA, Record, check, record_path
+from ..records.schema import SCHEMA, Record, check, tolerance_for
+from ..records.store import record_path
 
 _TASKS: dict[str, list[str]] = {
     "cola": ["matthews_correlation"],
@@ -171,7 +171,7 @@ def fill(results: Path, number: int) -> int:
 def main(number: int) -> None:
     """Print how long the states, the DataFrame and all tables of `number` records take."""
     start = time.perf_counter()
-    from ..records.store import list_states
+    from ..records.states import list_states
     from ..report import main as report
     from ..report.reference import read_reference
     from ..report.rows import results_frame

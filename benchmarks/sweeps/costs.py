@@ -19,11 +19,14 @@ from typing import Any
 import orjson
 
 from ..config.schema import RunConfig, is_control
-from ..records.store import Record, iter_records, read_record, record_path, write_files
-from ..tasks.loading import TaskData, load_task
+from ..records.files import write_files
+from ..records.places import CALIBRATIONS
+from ..records.schema import Record
+from ..records.store import iter_records, read_record, record_path
+from ..tasks.examples import TaskData
+from ..tasks.loading import load_task
 from .packs import footprint, memory_bytes
 
-CALIBRATIONS = "calibrations.json"
 CALIBRATION_STEPS = 12
 _PER_PREDICTION = 4.0  # bytes of a compressed prediction with its label, measured on the micro records
 _SHAPE = {"batch_size", "max_length", "precision"}  # of the trainer: what the seconds of a step depend on

@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 
 from ..config.schema import RunConfig, is_control
+from ..records.files import write_files
 from ..records.leases import locked
-from ..records.store import write_files
+from ..records.places import PLANS
 from ..training import devices
 from .costs import CALIBRATION_STEPS, Costs, calibrate, total_seconds
 from .display import clock
 from .packs import memory_bytes, uses_gpu
 from .plan import Plan, PlannedPack
 
-PLANS = "plans"  # the folder under results/ that says what is planned and stale, for `status`
 _SHOWN = 5
 
 

@@ -1,8 +1,7 @@
 """What a sweep has to do: its runs with their states, their order, and the packs in which the missing ones train.
 
-Run states, from the names of records and claims: done; running (another process has a live claim); interrupted (the
-claim has expired); failed, with the kind of its cause; missing; waiting (its parent is chosen by a score that is not
-there yet, so it has no identity). A stale record is one that an earlier form of a missing run left behind.
+The states of runs are those of records/states.py. A stale record is one that an earlier form of a missing run left
+behind.
 """
 
 from __future__ import annotations
@@ -20,7 +19,9 @@ from ..config.departures import departures, flattened, swept_keys
 from ..config.schema import RunConfig
 from ..config.science import scientific
 from ..records.leases import Claim, Key, read_claims
-from ..records.store import Record, RecordError, States, list_states, read_record, record_path
+from ..records.schema import Record, RecordError
+from ..records.states import STATES, States, list_states
+from ..records.store import read_record, record_path
 from ..runs import parents
 from ..runs.prepare import prepare, record_of, selected_score
 from .packs import Pack, pack_runs
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 # Failures that a restart may mend. The others (a bug, a run that diverges) fail again until something is changed.
 RETRIED = ("out_of_memory", "worker_lost")
 _BESIDES = {"data", "result versions", "weights", "parent or stand-in"}  # what a configuration does not say
-STATES = ("done", "running", "interrupted", "failed", "missing", "waiting")
 
 
 class ParentMissing(Exception):

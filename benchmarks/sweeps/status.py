@@ -1,10 +1,4 @@
-"""`peft-bench status`: what is planned, running, done, failed and stale, from file names. No torch, no pandas.
-
-results/records/<experiment>/<run_id>.json               done
-results/records/<experiment>/<run_id>.<kind>.failed.json failed
-results/running/<experiment>/<run_id>.json               running, or interrupted where the claim has expired
-results/plans/<sweep>.json                               what the last plan of a sweep wanted, and found stale
-"""
+"""`peft-bench status`: what is planned, running, done, failed and stale, from file names (records/states.py)."""
 
 from __future__ import annotations
 
@@ -12,58 +6,13 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import orjson
+from ..records.schema import RecordError
+from ..records.states import Problem, States, states_by_experiment
+from ..records.store import read_record, record_path
 
-from ..records.leases import read_claims
-from ..records.store import Problem, RecordError, list_states, read_record, record_path
-
-PLANS = "plans"
 _SHOWN = 20
-
-
-@dataclass
-class ExperimentStates:
-    """Run ids of one experiment by state; a run is in one of them."""
-
-    planned: set[str] = field(default_factory=set)
-    running: set[str] = field(default_factory=set)
-    interrupted: set[str] = field(default_factory=set)
-    done: set[str] = field(default_factory=set)
-    failed: dict[str, str] = field(default_factory=dict)
-    stale: set[str] = field(default_factory=set)
-    unreadable: set[str] = field(default_factory=set)
-
-
-def states_by_experiment(results_dir: Path) -> tuple[dict[str, ExperimentStates], list[Problem]]:
-    """Every known run; opens the plans (one file a sweep) and the claims (one a running run), no record."""
-    found: dict[str, ExperimentStates] = {}
-    problems = []
-    for experiment, states in list_states(results_dir).items():
-        of = found.setdefault(experiment, ExperimentStates())
-        of.done, of.failed, of.unreadable = states.done, dict(states.failed), states.unreadable - states.done
-    for (experiment, run_id), (_, alive) in read_claims(results_dir).items():
-        of = found.setdefault(experiment, ExperimentStates())
-        if run_id not in of.done:
-            of.failed.pop(run_id, None)
-            (of.running if alive else of.interrupted).add(run_id)
-    for path in sorted((results_dir / PLANS).glob("*.json")):
-        try:
-            plan = orjson.loads(path.read_bytes())
-            planned, stale = plan["planned"], plan["stale"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problems.append(Problem(str(path), f"is no plan ({error}); plan the sweep again"))
-            continue
-        for experiment, ids in planned.items():
-            of = found.setdefault(experiment, ExperimentStates())
-            of.planned |= set(ids) - of.done - of.failed.keys() - of.running - of.interrupted
-        for experiment, ids in stale.items():
-            of = found.setdefault(experiment, ExperimentStates())
-            of.stale |= set(ids) & of.done
-            of.done -= of.stale
-    return dict(sorted(found.items())), problems
 
 
 def main(argv: Sequence[str]) -> int:
@@ -98,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     return 1 if problems else 0
 
 
-def _table(states: dict[str, ExperimentStates]) -> str:
+def _table(states: dict[str, States]) -> str:
     header = ["experiment", "done", "running", "planned", "interrupted", "failed", "stale", "set aside"]
     lines = [
         [
@@ -122,7 +71,7 @@ def _cell(text: str, column: int, width: int) -> str:
     return text.ljust(width) if column in (0, 5) else text.rjust(width)
 
 
-def _failures(results: Path, states: dict[str, ExperimentStates]) -> tuple[list[str], list[Problem]]:
+def _failures(results: Path, states: dict[str, States]) -> tuple[list[str], list[Problem]]:
     """One line per failed run; of these, the records are opened."""
     lines, problems = [], []
     failed = [(name, run_id, kind) for name, of in states.items() for run_id, kind in sorted(of.failed.items())]

@@ -171,7 +171,7 @@ class LocalPool:
             return
         if now:
             for worker in multiprocessing.active_children():
-                worker.terminate()  # what they write is whole or absent (record.py)
+                worker.terminate()  # what they write is whole or absent (records/files.py)
         self._pool.shutdown(wait=not now, cancel_futures=True)
 
 
@@ -197,7 +197,7 @@ def make_lines(cfgs: Sequence[RunConfig], whole: bool) -> list[Line]:
 
 
 def _lost(pack: PlannedPack) -> list[Line]:
-    from ..runs.making import record_failure
+    from ..runs.record import record_failure
 
     message = f"{LIVES} worker processes died while they made this pack (killed, or out of memory)"
     for cell in pack.cells:

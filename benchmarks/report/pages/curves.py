@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from ...records.store import write_files
+from ...records.files import write_files
 from ..render import bullets, markdown_table, metric_name, page, points, unit, write
 from ..rules.conflicts import of_mean
 from ..rules.over_tasks import of_split, seed_means

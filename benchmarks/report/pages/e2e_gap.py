@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ...records.places import ERRATA
 from ..render import bullets, markdown_table, page, points
 
 NAME = "e2e_gap"
@@ -14,7 +15,7 @@ _NOT_FACTORS = ("run_id", "seed", "bleu")
 
 def read_gap(results: Path) -> pd.DataFrame | None:
     """Every combination that was decoded and scored; None before any was."""
-    path = results / "errata" / f"{NAME}.csv"
+    path = results / ERRATA / f"{NAME}.csv"
     return pd.read_csv(path) if path.is_file() else None
 
 

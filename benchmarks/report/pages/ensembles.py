@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pandas as pd
 
+from ...records.places import ENSEMBLES
 from ..render import bullets, markdown_table, metric_name, page, points
 from ..rules.selection import CELL_COLUMNS, mean_over_seeds_of_best_epoch
 
 NAME = "prompt_ensembles"
-FOLDER = Path("ensembles")  # below results/, of the files that `peft-bench ensemble` writes
 _COSTS = ["one_pass_seconds", "one_by_one_seconds", "models_seconds", "prompt_bytes", "model_bytes"]
 
 
 def read_ensembles(results: Path) -> pd.DataFrame:
     """One line per ensemble, split and metric: average, best and vote, and what the ensemble costs."""
     lines = []
-    for path in sorted((results / FOLDER).rglob("*.json")):
+    for path in sorted((results / ENSEMBLES).rglob("*.json")):
         found = json.loads(path.read_text())
         shared = {name: found[name] for name in ("experiment", "scale", "settings", "task", "stands_for", *_COSTS)}
         shared |= {"run_ids": " ".join(found["run_ids"]), "voters": len(found["run_ids"])}

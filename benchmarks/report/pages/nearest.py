@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from ...records.places import NEAREST
 from ..render import HOLE, bullets, markdown_table, page
 from ..rules.statistics import summarize
 
 NAME = "prompt_nearest"
-FOLDER = Path("nearest")  # below results/, of the files that `peft-bench nearest` writes
 SHOWN = "prompt_tuning/table3"  # whose tokens the page lists
 SETTING = ["experiment", "task", "stands_for", "init", "length", "target_prefix", "optimizer", "learning_rate"]
 _MEASURES = ["label_rows", "other_rows", "cohesion", "random_cohesion", "unique"]
@@ -19,7 +19,7 @@ _MEASURES = ["label_rows", "other_rows", "cohesion", "random_cohesion", "unique"
 
 def read_nearest(results: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     """(runs, tokens), or None before any were measured."""
-    runs, tokens = (results / FOLDER / f"{name}.csv" for name in ("runs", "tokens"))
+    runs, tokens = (results / NEAREST / f"{name}.csv" for name in ("runs", "tokens"))
     if not runs.is_file():
         return None
     return pd.read_csv(runs).fillna({"target_prefix": ""}), pd.read_csv(tokens, keep_default_na=False)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from ...records.store import write_files
+from ...records.files import write_files
 from ..render import bullets, markdown_table, page, points, write
 from .claims import CONFLICT, NOT_RUN, judge
 

@@ -12,7 +12,8 @@ from peft_bench.pretraining.command import BACKBONES
 from peft_bench.pretraining.folder import load_tokenizer
 from peft_bench.records.store import read_predictions, read_record, record_path
 from peft_bench.runs.run import run_pack
-from peft_bench.tasks.loading import DataError, load_run_data
+from peft_bench.tasks.examples import DataError
+from peft_bench.tasks.loading import load_run_data
 
 EXAMPLES = [("the soup was lovely", "good"), ("the film was dull", "bad"), ("the song was fine", "good")]
 CFG = InContextConfig(

@@ -19,7 +19,8 @@ from peft_bench.records.store import read_record, record_path
 from peft_bench.runs.checks import check_config
 from peft_bench.runs.identity import identity, run_id
 from peft_bench.runs.run import run_pack
-from peft_bench.tasks.loading import DataError, TaskData, load_task
+from peft_bench.tasks.examples import DataError, TaskData
+from peft_bench.tasks.loading import load_task
 from peft_bench.training.evaluation import has_illegal, scores
 from peft_methods.attach import attach
 from peft_methods.baselines import Full

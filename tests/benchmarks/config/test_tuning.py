@@ -7,7 +7,7 @@ from peft_bench.config.compose import choices
 from peft_bench.config.many import compose_all
 from peft_bench.config.multirun import expand, load_sweep
 from peft_bench.config.schema import CONF_DIR
-from peft_bench.records.store import Record
+from peft_bench.records.schema import Record
 from peft_bench.report.pages.curves import CURVES
 from peft_bench.report.pages.micro import MICRO_TABLES
 from peft_bench.report.pages.texts import E2E_MICRO_ROWS, XSUM_MICRO_ROWS

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from peft_bench.records.schema import Record, RecordError
+from peft_bench.records.states import Problem, list_states
 from peft_bench.records.store import (
-    RecordError,
     RecordWriteError,
-    list_states,
+    iter_records,
     predictions_path,
     read_record,
-    read_records,
     record_path,
     set_aside,
     write_record,
@@ -28,6 +28,11 @@ from peft_bench.report.rows import COLUMNS, as_frame, frame_of, results_frame, r
 from peft_bench.studies.report_overhead import made_record
 
 EXPERIMENT = "houlsby2019/table1_adapters_64"
+
+
+def read_records(folder: Path) -> tuple[list[Record], list[Problem]]:
+    found = list(iter_records(folder))
+    return [r for r in found if not isinstance(r, Problem)], [r for r in found if isinstance(r, Problem)]
 
 
 def files(folder: Path) -> list[str]:

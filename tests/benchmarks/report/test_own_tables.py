@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from peft_bench.records.store import Record, write_record
+from peft_bench.records.schema import Record
+from peft_bench.records.store import write_record
 from peft_bench.report.main import main
 from peft_bench.report.pages.calibration import calibration
 from peft_bench.report.pages.micro import MICRO_TABLES, micro_page, micro_table

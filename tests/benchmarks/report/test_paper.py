@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from peft_bench.config.compose import compose_run, task_choice
-from peft_bench.records.store import Record
+from peft_bench.records.schema import Record
 from peft_bench.report.main import write_tables
 from peft_bench.report.pages import paper, paper_page, parameters
 from peft_bench.report.reference import TABLES, Reference, read_reference

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from peft_bench.records.store import Record
+from peft_bench.records.schema import Record
 from peft_bench.report.rows import frame_of
 from peft_bench.report.rules.conflicts import conflicts
 from peft_bench.report.rules.selection import (

@@ -20,8 +20,10 @@ from safetensors.torch import load_file, save_file
 from peft_bench.backbones import files
 from peft_bench.config.compose import compose_run
 from peft_bench.config.schema import RunConfig, TrackingConfig
-from peft_bench.records.store import list_states, read_record, record_path
-from peft_bench.runs import making, parents
+from peft_bench.records.states import list_states
+from peft_bench.records.store import read_record, record_path
+from peft_bench.runs import parents
+from peft_bench.runs import train as training
 from peft_bench.runs.run import run, run_pack
 from peft_bench.sweeps.workers import make_lines
 from peft_bench.training.loop import train
@@ -109,7 +111,7 @@ def test_where_the_bias_of_a_regression_starts(short, start, expected, monkeypat
         seen["mean"] = jobs[0].data["train"].labels.mean()
         return train(attached, jobs, *rest, **kwargs)
 
-    monkeypatch.setattr(making, "train", looking)
+    monkeypatch.setattr(training, "train", looking)
     assert run(cfg).status == "done"
     assert 2 < seen["mean"] < 3
     assert seen["bias"] == pytest.approx(seen["mean"] if expected is None else expected)
@@ -277,7 +279,7 @@ def test_the_named_command_survives_a_shell_and_hydra(short, folder):
 def test_bad_input_is_refused_in_one_sentence_before_training(short, overrides, message, monkeypatch):
     if torch.cuda.is_available() and "device=cuda" in overrides:
         pytest.skip("this machine has a GPU")
-    monkeypatch.setattr(making, "train", lambda *_, **__: pytest.fail("training started"))
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("training started"))
     with pytest.raises(ValueError, match=message):
         run(short(*overrides))
 
@@ -294,7 +296,7 @@ def failing(error):
 def test_an_exception_in_training_becomes_a_failed_record_with_its_cause(short, monkeypatch):
     cfg = short("method=lora", "task=glue/cola")
     with monkeypatch.context() as patch:
-        patch.setattr(making, "train", failing(KeyError("a bug")))
+        patch.setattr(training, "train", failing(KeyError("a bug")))
         outcome = run(cfg)
     assert (outcome.status, outcome.kind) == ("failed", "error")
     record = read_record(record_path(cfg.results_dir, "custom", outcome.run_id, "error"))
@@ -316,7 +318,7 @@ def test_out_of_memory_halves_the_micro_batch_until_it_fits(short, monkeypatch, 
         return train(attached, jobs, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(making, "train", small_only)
+        patch.setattr(training, "train", small_only)
         outcome = run(cfg)
     assert sizes == [(None, 250), (16, 16), (8, 8)]
     record = record_of(cfg, outcome)
@@ -331,7 +333,7 @@ def test_out_of_memory_halves_the_micro_batch_until_it_fits(short, monkeypatch, 
 
 def test_out_of_memory_with_one_example_is_a_failed_record(short, monkeypatch):
     cfg = short("method=lora", "task=glue/cola", "trainer.batch_size=4")
-    monkeypatch.setattr(making, "train", failing(torch.OutOfMemoryError("2 GiB")))
+    monkeypatch.setattr(training, "train", failing(torch.OutOfMemoryError("2 GiB")))
     outcome = run(cfg)
     assert (outcome.kind, outcome.message) == (
         "out_of_memory",
@@ -347,7 +349,7 @@ def test_a_bug_in_one_run_of_a_pack_fails_that_run_alone(short, monkeypatch):
             raise KeyError("a bug")
         return train(attached, jobs, *rest)
 
-    monkeypatch.setattr(making, "train", seed_one_fails)
+    monkeypatch.setattr(training, "train", seed_one_fails)
     outcomes = run_pack(cfgs)
     assert [outcome.status for outcome in outcomes] == ["done", "failed", "done"]
     assert [record_of(cfgs[i], outcomes[i])["numerics"]["pack"] for i in (0, 2)] == [1, 1]

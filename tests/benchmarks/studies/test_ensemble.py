@@ -10,8 +10,9 @@ from scipy import stats
 
 from peft_bench.backbones.loading import load_backbone
 from peft_bench.config.compose import compose_job, register
-from peft_bench.records.store import RECORDS, read_predictions, read_record
-from peft_bench.runs.making import attach_pack
+from peft_bench.records.places import RECORDS
+from peft_bench.records.store import read_predictions, read_record
+from peft_bench.runs.attach import attach_pack
 from peft_bench.runs.prepare import prepare, recorded_score
 from peft_bench.runs.run import run_pack
 from peft_bench.studies.ensemble import main, vote

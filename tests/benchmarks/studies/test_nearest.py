@@ -8,7 +8,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from peft_bench.records.store import record_path
 from peft_bench.report.pages.nearest import nearest_page, settings_table
-from peft_bench.studies.nearest import NEAREST, RANDOM, beside, main, measure
+from peft_bench.studies.nearest import NEIGHBORS, RANDOM, beside, main, measure
 
 
 def test_neighbors_and_cohesion_are_scikit_learns_cosines():
@@ -16,10 +16,10 @@ def test_neighbors_and_cohesion_are_scikit_learns_cosines():
     vocabulary, rows = torch.randn(60, 16), torch.randn(7, 16) * 40  # a prompt's norm is far from the vocabulary's
     line, near = measure(rows, vocabulary, [])
     cosines = cosine_similarity(rows.numpy(), vocabulary.numpy())
-    order = np.argsort(-cosines, axis=1)[:, :NEAREST]
+    order = np.argsort(-cosines, axis=1)[:, :NEIGHBORS]
     assert near.indices.tolist() == order.tolist()
     assert near.values.numpy() == pytest.approx(np.take_along_axis(cosines, order, 1), abs=1e-5)
-    among = [cosine_similarity(vocabulary[ids].numpy())[~np.eye(NEAREST, dtype=bool)].mean() for ids in order]
+    among = [cosine_similarity(vocabulary[ids].numpy())[~np.eye(NEIGHBORS, dtype=bool)].mean() for ids in order]
     assert line["cohesion"] == pytest.approx(np.mean(among), abs=1e-5)
     assert line["unique"] == len({*order[:, 0].tolist()}) / 7
     assert line["label_rows"] is None

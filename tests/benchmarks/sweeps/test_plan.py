@@ -12,8 +12,9 @@ from peft_bench.config.compose import compose_run
 from peft_bench.config.many import compose_all
 from peft_bench.config.multirun import expand, main, own_sweep, plan_main
 from peft_bench.records import leases
-from peft_bench.records.store import list_states, read_record, record_path
-from peft_bench.runs import making
+from peft_bench.records.states import list_states
+from peft_bench.records.store import read_record, record_path
+from peft_bench.runs import train as training
 from peft_bench.runs.run import run, run_pack
 from peft_bench.sweeps import forecast
 from peft_bench.sweeps.costs import Costs, total_seconds
@@ -267,7 +268,7 @@ class TestParents:
 
     def test_a_child_whose_parent_failed_is_not_begun(self, tmp_path, monkeypatch):
         words = ['init_from.overrides=["trainer.max_steps=2"]', "init_from.parent=best", "init_from.seeds=[0]"]
-        monkeypatch.setattr(making, "train", lambda *_, **__: (_ for _ in ()).throw(KeyError("a bug")))
+        monkeypatch.setattr(training, "train", lambda *_, **__: (_ for _ in ()).throw(KeyError("a bug")))
         lines, _ = carry_out(cells(tmp_path, LORA, "task=glue/rte", *words))
         assert [(line.status, line.message.split(":")[0]) for line in lines] == [
             ("failed", "error"),
@@ -279,14 +280,14 @@ class TestFailures:
     def test_a_bug_stops_its_experiment_and_is_repeated_only_when_asked(self, tmp_path, monkeypatch):
         cfgs = cells(tmp_path, LORA, "task=glue/sst2,glue/cola", "seed=0,1")
         cfgs += cells(tmp_path, "method=bitfit", "task=glue/sst2")
-        real = making.train
+        real = training.train
 
         def buggy(attached, jobs, *rest):
             if jobs[0].cfg.experiment != "custom":
                 raise KeyError("a bug")
             return real(attached, jobs, *rest)
 
-        monkeypatch.setattr(making, "train", buggy)
+        monkeypatch.setattr(training, "train", buggy)
         lines, _ = carry_out(cfgs, size=2)
         assert [(line.status, line.kind) for line in lines] == [
             *[("failed", "error")] * 2,
@@ -302,7 +303,7 @@ class TestFailures:
 
     def test_out_of_memory_begins_again_by_itself(self, tmp_path, monkeypatch):
         cfgs = cells(tmp_path, "method=bitfit", "task=glue/sst2")
-        monkeypatch.setattr(making, "train", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+        monkeypatch.setattr(training, "train", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
         assert [line.kind for line in carry_out(cfgs)[0]] == ["out_of_memory"]
         plan = make_plan(cfgs)
         assert (states(plan), len(plan.packs)) == (["failed"], 1)
@@ -315,13 +316,13 @@ class TestFailures:
         (tmp_path / "sitecustomize.py").write_text(
             "import os, sys\n"
             "if '--multiprocessing-fork' in sys.orig_argv:\n"
-            "    import peft_bench.runs.making as making\n"
-            "    train = making.train\n"
+            "    import peft_bench.runs.train as training\n"
+            "    train = training.train\n"
             "    def deadly(attached, jobs, *rest):\n"
             "        if jobs[0].cfg.seed == 1:\n"
             "            os.kill(os.getpid(), 9)\n"
             "        return train(attached, jobs, *rest)\n"
-            "    making.train = deadly\n"
+            "    training.train = deadly\n"
         )
         words = ["method=bitfit", "task=glue/sst2", "seed=0,1", "pack=1", "--workers", "1"]
         command = [sys.executable, "-m", "peft_bench", "sweep", *SHORT, f"results_dir={tmp_path}", *words]

@@ -1,43 +1,53 @@
 """From a finished (or failed) run to its record: every number of the record is put together here."""
 
+import dataclasses
 import functools
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 from ..answers.decoding import Outputs
-from ..answers.words import ILLEGAL
 from ..config.fields import recorded
-from ..config.kinds import writes_text
-from ..config.schema import LOSS, RunConfig, task_of
-from ..records.schema import tolerance_for
-from ..records.store import SCHEMA, Record
-from ..tasks.loading import TaskData
-from ..training.evaluation import has_illegal, is_constant, scores, text_scores
-
-CUT_OFF = "cut_off"  # share of outputs that max_new_tokens cut off
-ILLEGAL_ANSWERS = "illegal"  # share of written answers that are no label
-PARAMS = ("method", "head", "added", "stored", "backbone", "layers")  # of ParameterCounts
+from ..config.schema import RunConfig
+from ..records import leases
+from ..records.schema import SCHEMA, Record, RecordError, tolerance_for
+from ..records.store import write_record
+from ..tasks.examples import TaskData
+from .prepare import Outcome, Prepared, found_done, outcome_of, prepare, recorded_score, selected_score
+from .score import RunOutput, flags_of_labels, flags_of_texts, prediction_columns, split_scores
 
 
-@dataclass
-class RunOutput:
-    """What a run leaves behind. predictions: checkpoint -> split -> (N,) predictions of the selected and last step, or
-    the outputs of its inputs where answers are texts. losses: likewise, nats per token of the target texts.
-    """
+def record_done(
+    p: Prepared, backbone: dict[str, Any], numerics: dict[str, Any], output: RunOutput, write: bool
+) -> Outcome:
+    """The record of a finished run, written by the main process, and its outcome."""
+    record = assemble(p.cfg, p.identity, p.run_id, p.departures, p.data, backbone, numerics, output)
+    if write:
+        write_record(p.cfg.results_dir, record, prediction_columns(p.cfg, output, p.data))
+    return outcome_of(p, "done", ", ".join(record["flags"]), selected_score(record), 0.0)
 
-    predictions: dict[str, dict[str, Any]]
-    epochs: dict[str, float | None]
-    losses: dict[str, dict[str, float]] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    params: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARAMS, 0))
-    unmoved: list[str] = field(default_factory=list)
-    cost: dict[str, Any] = field(default_factory=dict)
-    flags: list[str] = field(default_factory=list)  # of what was read
-    trained_sha256: str | None = None
+
+def record_failure(cfg: RunConfig, kind: str, message: str) -> None:
+    """The failed record of a run that could not write its own; nothing where it has a record by now."""
+    p = prepare(cfg, recorded_score)
+    if found_done(p) is None:
+        record_failed(p, kind, message, [])
+
+
+def record_failed(
+    p: Prepared, kind: str, message: str, history: Sequence[Any], held: leases.Held | None = None
+) -> Outcome:
+    """The failed record of a run of this process, and its outcome."""
+    if held is not None:
+        held.check()
+    try:
+        failure = assemble_failure(p.cfg, p.identity, p.run_id, p.departures, kind, message, history)
+        write_record(p.cfg.results_dir, failure)
+    except RecordError as error:  # a forced repetition failed: the record of the run that finished stays
+        message = f"{message} ({error})"
+    return dataclasses.replace(outcome_of(p, "failed", f"{kind}: {message}", None, 0.0), kind=kind)
 
 
 def assemble(
@@ -48,7 +58,7 @@ def assemble(
     entries = []
     for checkpoint, by_split in output.predictions.items():
         for split, predictions in by_split.items():
-            for metric, (value, n) in _scores(cfg, predictions, split, checkpoint, output, data).items():
+            for metric, (value, n) in split_scores(cfg, predictions, split, checkpoint, output, data).items():
                 entries.append(
                     {
                         "split": split,
@@ -61,7 +71,7 @@ def assemble(
                 )
     selection = cfg.task.validation_splits[0]
     chosen = output.predictions[cfg.trainer.selection][selection]
-    flags = _flags_of_texts(chosen, entries) if isinstance(chosen, Outputs) else _flags_of_labels(cfg, output)
+    flags = flags_of_texts(chosen, entries) if isinstance(chosen, Outputs) else flags_of_labels(cfg, output)
     flags += [*output.flags, *(["parameters_did_not_move"] if output.unmoved else [])]
     record = _common(cfg, identity, run_id, departures) | {
         "status": "done",
@@ -85,39 +95,6 @@ def assemble(
     return cast(Record, record)
 
 
-def _scores(
-    cfg: RunConfig, predictions: Any, split: str, checkpoint: str, output: RunOutput, data: TaskData
-) -> dict[str, tuple[float | None, int]]:
-    """Metric -> its value and the number of examples behind it."""
-    if not isinstance(predictions, Outputs):
-        found = scores(task_of(cfg, split), predictions, data.labels[split], data.groups.get(split))
-        if writes_text(cfg.backbone.model_type) and cfg.in_context is None:  # which chooses among the labels
-            found[ILLEGAL_ANSWERS] = float((predictions == ILLEGAL).mean())
-        return {metric: (value, len(predictions)) for metric, value in found.items()}
-    task = task_of(cfg, split)
-    of_texts = text_scores(task, predictions.texts, data.references[split], data.groups.get(split))
-    cut_off = predictions.ended.count(False) / len(predictions)
-    return {
-        LOSS: (output.losses[checkpoint][split], len(data.labels[split])),
-        **{metric: (value, len(predictions)) for metric, value in of_texts.items()},
-        CUT_OFF: (cut_off, len(predictions)),
-    }
-
-
-def _flags_of_labels(cfg: RunConfig, output: RunOutput) -> list[str]:
-    """One class on the validation split; illegal answers anywhere, also to the tasks that a run transfers to."""
-    predictions = output.predictions[cfg.trainer.selection]
-    flags = ["one_class_predictions"] if is_constant(predictions[cfg.task.validation_splits[0]]) else []
-    illegal = any(has_illegal(task_of(cfg, split), of_split) for split, of_split in predictions.items())
-    return flags + (["illegal_answers"] if illegal else [])
-
-
-def _flags_of_texts(outputs: Outputs, entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    flags = ["one_text_throughout"] if len(outputs) > 1 and len(set(outputs.texts)) == 1 else []
-    flags += ["outputs_cut_off"] if not all(outputs.ended) else []
-    return flags + (["not_scored_without_java"] if any(entry["score"] is None for entry in entries) else [])
-
-
 def assemble_failure(
     cfg: RunConfig, identity: dict[str, Any], run_id: str, departures: dict[str, list[Any]],
     kind: str, message: str, history: Sequence[Any],
@@ -127,14 +104,6 @@ def assemble_failure(
     cause = {"kind": kind, "message": message}
     failed = {"status": "failed", "cause": cause, "history": list(history), "flags": flags, "scores": []}
     return cast(Record, _common(cfg, identity, run_id, departures) | failed)
-
-
-def prediction_columns(cfg: RunConfig, output: RunOutput, data: TaskData) -> Mapping[str, Any]:
-    """Predictions of the selected checkpoint beside the labels, by split; texts beside whether they came to an end."""
-    chosen = output.predictions[cfg.trainer.selection]
-    if all(isinstance(outputs, Outputs) for outputs in chosen.values()):
-        return {split: {"prediction": o.texts, "ended": o.ended} for split, o in chosen.items()}
-    return {split: {"prediction": p, "label": data.labels[split]} for split, p in chosen.items()}
 
 
 def _common(cfg: RunConfig, identity: dict[str, Any], run_id: str, departures: dict[str, list[Any]]) -> dict[str, Any]:

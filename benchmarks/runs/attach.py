@@ -1,0 +1,92 @@
+"""A pack on its backbone: every run's method and head attached, parents' tensors copied, its job made."""
+
+import dataclasses
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+from torch import nn
+
+from peft_methods.attach import attach
+from peft_methods.attached import Attached
+from peft_methods.heads import ClassificationHead
+
+from ..answers.job import Job
+from ..answers.tokens import tokenize
+from ..answers.writing_job import writing_job
+from ..backbones.loading import Backbone
+from ..config.compose import build_method
+from ..config.kinds import writes_text
+from ..config.schema import RunConfig, text_of
+from . import parents
+from .checks import check_length
+from .prepare import Prepared
+
+
+def attach_pack(todo: list[Prepared], backbone: Backbone, micro_batch_size: int | None) -> tuple[Attached, list[Job]]:
+    """Attach every run's method and head, copy parents' tensors, tokenize."""
+    config = backbone.model.config
+    writes = writes_text(config.model_type)
+    heads = [None if writes else partial(ClassificationHead, config, p.cfg.task.num_labels) for p in todo]
+    methods = [build_method(with_labels(p.cfg)) for p in todo]
+    attached = attach(backbone.model, methods, heads, [p.cfg.seed for p in todo], backbone.tokenizer)
+    try:
+        with_types = getattr(config, "type_vocab_size", 0) > 1
+        pad = backbone.tokenizer.pad_token_id
+        jobs = []
+        for k, p in enumerate(todo):
+            check_length(p.cfg, attached.positions(k))
+            _check_trained(p.cfg, bool(attached.run(k).trained()))
+            if p.parent is not None and p.cfg.init_from is not None:
+                parents.start_from(attached, k, p.parent, p.cfg.init_from.head_dense)
+            cfg = _with_micro_batch(p.cfg, micro_batch_size)
+            attached.streams[k].backbone = p.cfg.trainer.backbone_dropout is None
+            if writes:
+                jobs.append(writing_job(p, k, cfg, backbone, attached))
+                continue
+            if p.cfg.task.num_labels == 1 and p.cfg.trainer.regression_bias == "label_mean":
+                mean = float(np.mean(p.data.labels[p.cfg.task.train_split]))
+                nn.init.constant_(cast(ClassificationHead, attached.run(k).head).out_proj.bias, mean)
+            jobs.append(Job(cfg, tokenize(p.data, backbone.tokenizer, p.cfg.trainer.max_length, with_types), pad))
+    except BaseException:
+        attached.detach()
+        raise
+    return attached, jobs
+
+
+def with_labels(cfg: RunConfig) -> dict[str, Any]:
+    """The method; a prompt that starts from class labels takes the task's (or its prompt_words) unless it has some."""
+    if cfg.method.get("init") != "class_labels" or cfg.method["labels"]:
+        return cast(dict[str, Any], cfg.method)
+    text = text_of(cfg.task, cfg.scale)
+    labels = cfg.task.prompt_words or (text.labels if text else [])
+    if not labels:
+        raise ValueError(
+            f"method.init=class_labels with task={cfg.task.name}, which has no labels: give method.labels, "
+            "task.prompt_words or another method.init"
+        )
+    return {**cfg.method, "labels": labels}
+
+
+def _check_trained(cfg: RunConfig, trains: bool) -> None:
+    """A run trains something for some steps, or nothing for none."""
+    method = cfg.method["_target_"].rpartition(".")[2]
+    if not trains and cfg.trainer.epochs:
+        raise ValueError(
+            f"{method} trains nothing but a head, and {cfg.backbone.name} answers in text without one: change method=, "
+            "or set trainer.epochs=0 to score the frozen backbone"
+        )
+    if trains and not cfg.trainer.epochs:
+        raise ValueError(f"trainer.epochs=0 with {method}, which would stay as it is drawn: give it some epochs")
+
+
+def _with_micro_batch(cfg: RunConfig, size: int | None) -> RunConfig:
+    """The same effective batch in smaller pieces, in training and in evaluation."""
+    if size is None:
+        return cfg
+    trainer = dataclasses.replace(
+        cfg.trainer,
+        micro_batch_size=min(size, cfg.trainer.micro_batch_size or cfg.trainer.batch_size),
+        eval_batch_size=min(size, cfg.trainer.eval_batch_size),
+    )
+    return dataclasses.replace(cfg, trainer=trainer)
