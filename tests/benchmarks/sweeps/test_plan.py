@@ -10,13 +10,15 @@ import pytest
 
 from peft_bench.config.compose import compose_run
 from peft_bench.config.many import compose_all
-from peft_bench.config.multirun import expand, main, own_sweep, plan_main
+from peft_bench.config.multirun import expand, own_sweep
 from peft_bench.records import leases
 from peft_bench.records.states import list_states
 from peft_bench.records.store import read_record, record_path
 from peft_bench.runs import train as training
 from peft_bench.runs.run import run, run_pack
 from peft_bench.sweeps import forecast
+from peft_bench.sweeps.command import main
+from peft_bench.sweeps.command import plan as plan_main
 from peft_bench.sweeps.costs import Costs, total_seconds
 from peft_bench.sweeps.display import summary
 from peft_bench.sweeps.forecast import check_budget, costs_text, plan_text, write_plan
