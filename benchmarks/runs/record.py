@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..answers.decoding import Outputs
-from ..config.fields import recorded
+from ..config.recorded import as_recorded
 from ..config.schema import RunConfig
 from ..records import leases
 from ..records.schema import SCHEMA, Record, RecordError, tolerance_for
@@ -119,7 +119,7 @@ def _common(cfg: RunConfig, identity: dict[str, Any], run_id: str, departures: d
         "identity": {key: value for key, value in identity.items() if key != "config"},
         "parents": identity["parents"],
         "departures": departures,
-        "config": recorded(cfg),
+        "config": as_recorded(cfg),
         "provenance": {
             "git_commit": commit,
             "git_dirty": dirty,
