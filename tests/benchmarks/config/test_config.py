@@ -18,9 +18,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from peft_bench.backbones.checks import check_architecture
 from peft_bench.config.compose import compose_cfg, register, typed
 from peft_bench.config.schema import CONF_DIR, BackboneConfig, RunConfig
-from peft_bench.runs.checks import check_architecture, check_config
+from peft_bench.runs.checks import check_config
 
 # Learning rate, batch, epochs and length by row, task and settings, read off the papers' tables apart from conf/recipe.
 # Empty: the paper sweeps it.
