@@ -13,8 +13,9 @@ from .science import RENAMED_MODULES, with_target
 
 def as_recorded(cfg: Any) -> dict[str, Any]:
     """A configuration as plain data, as a record has it: without places and result versions."""
-    left_out = names(type(cfg), VERSION, PLACE)
-    values = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name not in left_out}
+    kind: type = type(cfg)
+    left_out = names(kind, VERSION, PLACE)
+    values = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(kind) if f.name not in left_out}
     return {name: _plain(value) for name, value in values.items()}
 
 
