@@ -18,6 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from peft_methods.dropout import DropoutStream
+from peft_methods.protocols import defines
 
 ATTENTION = "peft_methods"
 
@@ -78,7 +79,7 @@ def _attention(
             return attend(k, q, keys, values, padding, mask, "")
         changed_keys, changed_values = owner(keys, values)
         attended = attend(k, q, changed_keys, changed_values, padding, mask, "")
-        plain = owner.plain_queries(len(q), q.shape[2]) if hasattr(owner, "plain_queries") else None
+        plain = owner.plain_queries(len(q), q.shape[2]) if defines(owner, "plain_queries") else None
         if plain is None:
             return attended
         return torch.where(plain[:, :, None, None], attend(k, q, keys, values, padding, mask, ".plain"), attended)

@@ -11,10 +11,9 @@ Shapes   B batch, T tokens, H hidden_size
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.t5.modeling_t5 import T5LayerNorm
 
+from peft_methods.layer_norm import NormOffset
 from peft_methods.sites import Site, Sites
 
 
@@ -31,45 +30,12 @@ class BiasOffset(nn.Module):
         return y + self.bias
 
 
-class NormOffset(nn.Module):
-    """The frozen LayerNorm with trained offsets to its gain and bias, or to its bias alone."""
-
-    stands_for_existing = True
-
-    def __init__(self, width: int, gain: bool = True):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(width)) if gain else None
-        self.bias = nn.Parameter(torch.zeros(width))
-
-    def forward(self, z: Tensor, norm: nn.LayerNorm) -> Tensor:
-        weight = norm.weight if self.weight is None else norm.weight + self.weight
-        return F.layer_norm(z, norm.normalized_shape, weight, norm.bias + self.bias, norm.eps)
-
-
-class GainOffset(nn.Module):
-    """T5's norm, gain * z / rms(z), with a trained offset to its gain; it has no bias."""
-
-    stands_for_existing = True
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(width))
-
-    def forward(self, z: Tensor, norm: T5LayerNorm) -> Tensor:
-        mean_square = z.float().square().mean(-1, keepdim=True)  # in float32, as T5 does
-        return norm.forward(z) + self.weight * (z * torch.rsqrt(mean_square + norm.variance_epsilon)).to(z.dtype)
-
-
-def norm_offset(sites: Sites, site: Site) -> nn.Module:
-    """The module that trains the frozen norm at `site`."""
-    return (GainOffset if isinstance(sites.module(site), T5LayerNorm) else NormOffset)(site.width)
-
-
 @dataclass(frozen=True)
 class BitFit:
     """`biases`: "all", or "query_ffn_in": the paper's subset, the query and first feed-forward projection's biases
     (section 3, called b_q and b_m2; about half of all biases)."""
 
+    result_version = 1
     biases: str
 
     def modules(self, sites: Sites) -> dict[Site, nn.Module]:

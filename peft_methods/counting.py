@@ -10,11 +10,12 @@ Papers print `added` (Houlsby), `method` (BitFit) or either (LoRA): results/refe
 convention. Counts need shapes only, so a backbone on the meta device will do.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-
-from torch import nn
+from typing import Any
 
 from peft_methods.attached import Attached
+from peft_methods.protocols import defines
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ def count_parameters(attached: Attached, k: int = 0) -> ParameterCounts:
     head = 0 if run.head is None else sum(p.numel() for p in run.head.parameters())
     in_place = sum(p.numel() for p in run.in_place.values())
     at_sites = sum(p.numel() for p in run.sites.parameters())
-    existing = sum(p.numel() for m in run.sites.modules() if _stands_for_existing(m) for p in m.parameters())
+    existing = _numel(m for m in run.sites.modules() if defines(m, "stands_for_existing") and m.stands_for_existing)
     method = at_sites + in_place
     stored = sum(tensor.numel() for tensor in run.stored().values())
-    mergeable = sum(p.numel() for m in run.sites.values() if hasattr(m, "delta_weight") for p in m.parameters())
+    mergeable = _numel(m for m in run.sites.values() if defines(m, "delta_weight"))
     return ParameterCounts(
         method=method,
         head=head,
@@ -47,9 +48,9 @@ def count_parameters(attached: Attached, k: int = 0) -> ParameterCounts:
         stored=stored,
         merged=stored - head - in_place - existing - mergeable,
         backbone=sum(p.numel() for p in attached.backbone.parameters()),
-        layers=attached.table.layer_parameters(),
+        layers=attached.sites.layer_parameters(),
     )
 
 
-def _stands_for_existing(module: nn.Module) -> bool:
-    return getattr(module, "stands_for_existing", False)
+def _numel(modules: Iterable[Any]) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())

@@ -26,8 +26,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from peft_methods.attach import attach
-from peft_methods.attached import Attached, Method, RunModules
+from peft_methods.attached import Attached
 from peft_methods.heads import ClassificationHead
+from peft_methods.protocols import Method
+from peft_methods.run_modules import RunModules
 from peft_methods.sites import Sites
 from peft_methods.state import copy_trained, read_safetensors
 

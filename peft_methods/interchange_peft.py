@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from peft_methods.attached import Attached, RunModules
+from peft_methods.attached import Attached
 from peft_methods.ia3 import IA3
 from peft_methods.interchange import (
     HEADS,
@@ -39,6 +39,7 @@ from peft_methods.interchange_projections import EVERYWHERE, Contents, read_ia3,
 from peft_methods.lora import Lora
 from peft_methods.prefix import Prefix
 from peft_methods.prompt import Prompt
+from peft_methods.run_modules import RunModules
 from peft_methods.sites import EMBEDDINGS, Sites
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -50,7 +51,7 @@ def export_peft(attached: Attached, folder: Path, k: int = 0) -> None:
 
     Raises ValueError where the folder exists or peft has no layout for the method or the head.
     """
-    run, sites = attached.run(k), attached.table
+    run, sites = attached.run(k), attached.sites
     write = _WRITERS.get(type(run.method))
     if write is None:
         raise ValueError(

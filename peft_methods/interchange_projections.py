@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from peft_methods.attached import RunModules
 from peft_methods.ia3 import IA3
 from peft_methods.interchange import check_fields
 from peft_methods.lora import Lora
+from peft_methods.run_modules import RunModules
 from peft_methods.sites import Site, Sites
 
 Contents = tuple[dict[str, Any], dict[str, Tensor]]  # configuration, tensors by path of the module

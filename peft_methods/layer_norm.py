@@ -10,15 +10,53 @@ Added    none
 
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from peft_methods.bitfit import norm_offset
 from peft_methods.sites import Site, Sites
+
+
+class NormOffset(nn.Module):
+    """The frozen LayerNorm with trained offsets to its gain and bias, or to its bias alone."""
+
+    stands_for_existing = True
+
+    def __init__(self, width: int, gain: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width)) if gain else None
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, z: Tensor, norm: nn.LayerNorm) -> Tensor:
+        weight = norm.weight if self.weight is None else norm.weight + self.weight
+        return F.layer_norm(z, norm.normalized_shape, weight, norm.bias + self.bias, norm.eps)
+
+
+class GainOffset(nn.Module):
+    """T5's norm, gain * z / rms(z), with a trained offset to its gain; it has no bias."""
+
+    stands_for_existing = True
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, z: Tensor, norm: T5LayerNorm) -> Tensor:
+        mean_square = z.float().square().mean(-1, keepdim=True)  # in float32, as T5 does
+        return norm.forward(z) + self.weight * (z * torch.rsqrt(mean_square + norm.variance_epsilon)).to(z.dtype)
+
+
+def norm_offset(sites: Sites, site: Site) -> nn.Module:
+    """The module that trains the frozen norm at `site`."""
+    return (GainOffset if isinstance(sites.module(site), T5LayerNorm) else NormOffset)(site.width)
 
 
 @dataclass(frozen=True)
 class LayerNorm:
     """It has no settings."""
+
+    result_version = 1
 
     def modules(self, sites: Sites) -> dict[Site, nn.Module]:
         return {site: norm_offset(sites, site) for site in sites.norms()}

@@ -3,6 +3,7 @@
 The kind of a site says what a module there sees and gives (B rows of one run, T tokens, H width of the site):
 
     projection   forward(x, y): input x (B, T, in) and output y (B, T, out) of a linear map -> (B, T, out)
+                 with `module.takes_map`: forward(x, y, frozen), the frozen map's weight (out, in) and bias (out,) too
     input        forward(x): input of a linear map (B, T, in) -> what the map gets instead (B, T, in)
     sublayer     forward(x, h): sub-layer input x (B, T, H) and its output h after the dropout, before the residual sum
                  (B, T, H) -> (B, T, H)
@@ -18,7 +19,7 @@ Where an architecture has them: peft_methods/architectures.py.
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,16 @@ class Site:
     stack: str = ""
     tokens: Tokens = "input"
     columns: tuple[int, int] | None = None
+
+
+class FrozenMap(NamedTuple):
+    """The frozen linear map of a projection: views of the backbone's weight (out, in) and bias (out,), if it has one.
+
+    Made anew for each use, so that it is right after the backbone has moved. No gradient flows into it.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
 
 
 class Sites:
@@ -159,7 +170,7 @@ class Sites:
 
         Raises ValueError where the backbone has no biases, or has some that no site covers.
         """
-        sites = [s for s in self.all if s.kind == "projection" and self.module(s).bias is not None]
+        sites = [s for s in self.all if s.kind == "projection" and self.bias(s) is not None]
         covered = {f"{s.path}.bias" for s in [*sites, *self.norms()]}
         every = {name for name, _ in self.base.named_parameters() if name.endswith(".bias")}
         if not sites:
@@ -171,6 +182,24 @@ class Sites:
     def module(self, site: Site) -> nn.Module:
         """The frozen module hooked at `site`."""
         return self.base.get_submodule(site.path)
+
+    def weight(self, site: Site) -> Tensor:
+        """(out, in) of a projection: a view of the backbone's weight, whichever way round and fused with whatever other
+        projections it lies there. No gradient flows into it. Once the backbone has moved, ask for another."""
+        weight: Tensor = self._linear(site).weight.detach()
+        rows = weight.T if isinstance(self.module(site), Conv1D) else weight
+        return rows[slice(*site.columns)] if site.columns else rows
+
+    def bias(self, site: Site) -> Tensor | None:
+        """(out,) of a projection, a view like `weight`; None where the map has none."""
+        bias: Tensor | None = self._linear(site).bias
+        if bias is None:
+            return None
+        return bias.detach()[slice(*site.columns)] if site.columns else bias.detach()
+
+    def frozen_map(self, site: Site) -> FrozenMap:
+        """Weight and bias of a projection."""
+        return FrozenMap(self.weight(site), self.bias(site))
 
     def input_of(self, sublayer: Site) -> Site:
         """The projection whose input is the input of a sub-layer site."""
@@ -212,6 +241,12 @@ class Sites:
 
     def _select(self, kind: Kind, roles: Collection[str] | None) -> list[Site]:
         return [site for site in self.all if site.kind == kind and (roles is None or site.role in roles)]
+
+    def _linear(self, site: Site) -> Any:
+        """The linear map of a projection site, nn.Linear or GPT-2's Conv1D."""
+        if site.kind != "projection":
+            raise ValueError(f"{site.name} is a site of kind {site.kind}: only projections have a weight and a bias")
+        return self.module(site)
 
     def _layers(self, stack: Stack) -> nn.ModuleList:
         layers = self.base.get_submodule(stack.layers)

@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..config.schema import InContextConfig
-from ..tasks.loading import DataError
+from ..tasks.examples import DataError
 
 LIKELIHOODS = ("per_token", "sum")
 _BLANKS = {"prompt": ("{source}",), "example": ("{source}", "{target}")}

@@ -17,8 +17,8 @@ from peft_methods.attached import Attached
 from peft_methods.inputs import Batch
 
 from ..config.schema import RunConfig
-from ..tasks.texts import TextWriter
 from .sequences import IGNORED, Sequences
+from .texts import TextWriter
 from .tokens import TokenizedSplit, collate
 from .words import Writer
 

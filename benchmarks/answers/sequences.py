@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..tasks.loading import DataError
+from ..tasks.examples import DataError
 from .tokens import TokenizedSplit, tokenize_texts
 
 IGNORED = -100  # label where nothing is to be predicted: cross_entropy's default

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..tasks.loading import DataError, TaskData
+from ..tasks.examples import DataError, TaskData
 
 CHUNK = 2048  # rows tokenized at a time: the tokenizer's own result takes kilobytes a row
 CACHED = 16  # (task, tokenizer, length) triples kept in this process

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..config.schema import TaskConfig, TextConfig
-from ..tasks.loading import DataError, TaskData
+from ..tasks.examples import DataError, TaskData
 from .in_context import InContext
 from .sequences import IGNORED, Sequences
 from .tokens import TokenizedSplit, tokenize_texts

@@ -19,11 +19,12 @@ from ..config.schema import (
 )
 from ..metrics.squad import ANSWER_METRICS
 from ..runs.prepare import Prepared
-from ..tasks.loading import DataError, examples_of
-from ..tasks.texts import TextWriter
+from ..tasks.examples import DataError
+from ..tasks.loading import examples_of
 from .decoding import check_tokens
 from .in_context import InContext, draw
 from .job import Job
+from .texts import TextWriter
 from .tokens import TokenizedSplit, joined, tokenize_texts
 from .words import Writer
 
@@ -34,7 +35,7 @@ def writing_job(p: Prepared, k: int, cfg: RunConfig, backbone: Backbone, attache
     """What run k trains on and answers. cfg: p.cfg, perhaps in smaller micro-batches."""
     job = _own_job(p, k, cfg, backbone, attached)
     others = [
-        _training_rows(p, name, task, backbone, attached.table.architecture.decoder_only)
+        _training_rows(p, name, task, backbone, attached.sites.architecture.decoder_only)
         for name, task in others_of(p.cfg).items()
     ]
     if others:
@@ -44,7 +45,7 @@ def writing_job(p: Prepared, k: int, cfg: RunConfig, backbone: Backbone, attache
 
 def _own_job(p: Prepared, k: int, cfg: RunConfig, backbone: Backbone, attached: Attached) -> Job:
     """The job of the run's own task, and of those that it is scored on."""
-    decoder_only = attached.table.architecture.decoder_only
+    decoder_only = attached.sites.architecture.decoder_only
     text, generation = _as_read(p.cfg, p.cfg.task)
     if generation is not None:
         check_tokens(p.cfg.decoding, backbone.tokenizer)  # now rather than after the training

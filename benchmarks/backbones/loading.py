@@ -1,13 +1,11 @@
 """From a backbone's description to a frozen model and its tokenizer, loaded once per process.
 
-Published checkpoints come from the hub (its cache, if they are there) or from `backbone_dir`; at scale=micro a shipped
-backbone of the same model_type stands in. Weights are read from safetensors, remote code is never run.
+Where it lies: files.py. Weights are read from safetensors, remote code is never run.
 """
 
 import contextlib
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,39 +13,22 @@ from typing import Any, cast
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
-    BartForConditionalGeneration,
     GenerationConfig,
-    GPT2LMHeadModel,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    T5ForConditionalGeneration,
 )
 from transformers.initialization import no_init_weights
 
+from ..config.kinds import kind_of
 from ..config.schema import BackboneConfig, ScaleConfig
-
-MICRO_BACKBONES = Path(__file__).resolve().parents[1] / "micro" / "backbones"
-_FILES = ["model*.safetensors*", "*.json", "*.txt", "*.model"]  # of a checkpoint on the hub: weights, shapes, tokenizer
-
-# Backbones that write text are loaded with their output layer; the others get a task's head on their features.
-LANGUAGE_MODELS: dict[str, type[PreTrainedModel]] = {
-    "gpt2": GPT2LMHeadModel,
-    "t5": T5ForConditionalGeneration,
-    "bart": BartForConditionalGeneration,
-}
-POOLERS = ("bert", "roberta")  # model types whose pooler may be built or left out
-
-
-class BackboneError(ValueError):
-    """A checkpoint that cannot be found, read or used."""
+from .files import BackboneError, folder_of, stand_in, weights_digest
 
 
 @dataclass(frozen=True)
@@ -64,19 +45,6 @@ class Backbone:
     stands_for: str
     published: bool
     sha256: str
-
-
-def stand_in(backbone: BackboneConfig, scale: ScaleConfig) -> Path | None:
-    """The folder of the shipped backbone that stands in at this scale; None where the published one is used."""
-    if not scale.backbones:
-        return None
-    name = scale.backbones.get(backbone.name) or scale.backbones.get(backbone.model_type)
-    if name is None:
-        raise BackboneError(
-            f"scale={scale.name} has no backbone for model_type={backbone.model_type!r} "
-            f"(known: {', '.join(scale.backbones)}); change conf/scale/{scale.name}.yaml or use scale=paper"
-        )
-    return MICRO_BACKBONES / name
 
 
 def load_backbone(
@@ -104,75 +72,6 @@ def empty_backbone(folder: Path, pooler: bool) -> tuple[PreTrainedModel, PreTrai
         raise BackboneError(f"cannot read the backbone in {folder}: {str(error).splitlines()[0]}") from error
     with torch.device("meta"), no_init_weights():
         return empty_model(config, pooler), tokenizer
-
-
-def folder_of(backbone: BackboneConfig, scale: ScaleConfig, backbone_dir: str | None) -> Path:
-    """Where the checkpoint lies that a run is made on."""
-    return stand_in(backbone, scale) or _published_folder(
-        backbone.name, backbone.hub_id, backbone.revision, backbone_dir
-    )
-
-
-def weights_of(backbone: BackboneConfig, scale: ScaleConfig, backbone_dir: str | None) -> str | None:
-    """SHA-256 of the published weights a run starts from, for its identity; fetches them where they are not there yet.
-
-    None where a shipped backbone stands in (it has an identity of its own), "random" for pretrained=false.
-    """
-    if stand_in(backbone, scale):
-        return None
-    if not backbone.pretrained:
-        return "random"
-    return weights_digest(_published_folder(backbone.name, backbone.hub_id, backbone.revision, backbone_dir))
-
-
-@functools.lru_cache(maxsize=8)  # gigabytes, read once per process
-def weights_digest(folder: Path) -> str:
-    """SHA-256 of the folder's safetensors files, in order of name."""
-    if not (files := sorted(folder.glob("*.safetensors"))):
-        raise BackboneError(f"{folder} holds no *.safetensors; other weight formats are not read (convert them once)")
-    return _digest(files)
-
-
-def shipped_digest(folder: Path) -> str:
-    """SHA-256 of all that a run reads of a shipped backbone: weights, configuration and tokenizer."""
-    files = sorted(path for path in folder.iterdir() if path.name != "pretraining.json")
-    return _digest_of(tuple((path, path.stat().st_mtime_ns) for path in files))
-
-
-@functools.lru_cache(maxsize=32)
-def _digest_of(files: tuple[tuple[Path, int], ...]) -> str:
-    """Once per process; a file that was touched is read again."""
-    return _digest([path for path, _ in files])
-
-
-def _digest(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest() if files else ""
-
-
-@functools.lru_cache(maxsize=8)
-def _published_folder(name: str, hub_id: str, revision: str, backbone_dir: str | None) -> Path:
-    """Where a checkpoint lies on this machine; downloaded, if it is neither in backbone_dir nor in the hub's cache."""
-    if backbone_dir is None:
-        try:
-            return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_FILES))
-        except (OSError, ValueError) as error:  # the hub's errors are OSErrors, those about names ValueErrors
-            raise BackboneError(
-                f"cannot load the backbone {hub_id!r} from the hub (offline? set backbone_dir=... to a local copy): "
-                f"{str(error).splitlines()[0]}"
-            ) from error
-    root = Path(backbone_dir).expanduser()
-    for folder in (root, root / hub_id):
-        if (folder / "config.json").is_file():
-            return folder
-    raise BackboneError(
-        f"backbone_dir={backbone_dir} holds no checkpoint of {name}: expected config.json there or in "
-        f"{hub_id}/ below it; change backbone_dir, or leave it out to load from the hub"
-    )
 
 
 @functools.lru_cache(maxsize=4)
@@ -246,11 +145,12 @@ def untie_output_layer(model: PreTrainedModel) -> None:
 
 
 def _class_of(config: PreTrainedConfig) -> Any:
-    return LANGUAGE_MODELS.get(config.model_type, AutoModel)
+    model = kind_of(config.model_type).model
+    return AutoModel if model is None else getattr(transformers, model)
 
 
 def _pooler(config: PreTrainedConfig, pooler: bool) -> dict[str, bool]:
-    return {"add_pooling_layer": pooler} if config.model_type in POOLERS else {}
+    return {"add_pooling_layer": pooler} if kind_of(config.model_type).pooler else {}
 
 
 @contextlib.contextmanager

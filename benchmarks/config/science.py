@@ -9,104 +9,77 @@ from typing import Any
 
 import orjson
 
-from .schema import writes_text
+from .fields import scientific_part
+from .kinds import writes_text
+from .schema import (
+    BackboneConfig,
+    DecodingConfig,
+    GenerationConfig,
+    InContextConfig,
+    InitFromConfig,
+    TaskConfig,
+    TextConfig,
+    TrainerConfig,
+)
 
 # What a sweep searches over; columns of their own in the report.
 SEARCHED = {"trainer": ("learning_rate", "batch_size", "epochs"), "method": ("bottleneck_dim", "rank", "alpha")}
-# Fields that change speed, memory or rounding: they belong to the numerics class of the record.
-_NOT_SCIENTIFIC = {
-    "backbone": {"architecture", "dtype", "hub_id", "weights_sha256"},
-    "task": {"hub_revision"},
-    "trainer": {"eval_batch_size", "precision", "gradient_checkpointing"},
-}
-# Fields younger than the first records: left out at the value those runs had, so that their identities stand.
-_ADDED_LATER: dict[str, dict[str, Any]] = {
-    "task": {
-        "public_test": False,
-        "group_columns": [],
-        "target_prefix": "",
-        "prompt_words": [],
-        "cut_from": "",
-        "cut_by": "",
-    },
-    "trainer": {
-        "regression_bias": "zero",
-        "loss_reduction": "token_mean",
-        "label_smoothing": 0.0,
-        "backbone_dropout": None,
-        "parameter_scaling": False,
-        "z_loss": 0.0,
-        "eval_max_length": None,
-    },
-    "generation": {
-        "target_tokens": None,
-        "source_columns": [],
-        "truth_column": "",
-        "targets": "all",
-        "grouped": True,
-    },  # within the task
-    "text": {"replace": {}},  # likewise
-}
-
-_SPEED_OF_DECODING = {"name", "batch_size"}
+# Likewise of fields of methods, by class: at the value that older runs had, the identity leaves them out.
+YOUNG_FIELDS_OF_METHODS: dict[str, dict[str, Any]] = {}
 # Modules that have another name than in the first records: identities keep the name of then.
 RENAMED_MODULES = {"peft_bench.controls": "benchmarks.controls"}
 
 
 def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that a result follows from; where things lie and how they are tracked is left out."""
+    """The part of a configuration that a result follows from; fields.py says of each field whether it belongs to it."""
     part = {key: config[key] for key in ("backbone", "method", "task", "trainer", "experiment", "settings", "seed")}
-    for group, names in _NOT_SCIENTIFIC.items():
-        part[group] = {k: v for k, v in part[group].items() if k not in names}
-    part["method"] = _moved(part["method"], RENAMED_MODULES)
-    part["trainer"] = _without_later("trainer", part["trainer"])
-    part["task"] = _task(config, config["task"])
+    part["backbone"] = scientific_part(BackboneConfig, part["backbone"])
+    part["method"] = with_target(_without_young(part["method"]), RENAMED_MODULES)
+    part["trainer"] = scientific_part(TrainerConfig, part["trainer"])
+    part["task"] = _task(config, part["task"])
     if "generation" in part["task"]:
-        part["decoding"] = {k: v for k, v in config["decoding"].items() if k not in _SPEED_OF_DECODING}
+        part["decoding"] = scientific_part(DecodingConfig, config["decoding"])
     if transfer := config.get("transfer"):
         part["transfer"] = {name: _task(config, task) for name, task in transfer.items()}
     if mixture := config.get("mixture"):
         part["mixture"] = {name: _task(config, task) for name, task in mixture.items()}
     if in_context := config.get("in_context"):
         of = in_context["of"]
-        part["in_context"] = {k: v for k, v in in_context.items() if k != "name"} | {"of": of and _task(config, of)}
+        part["in_context"] = scientific_part(InContextConfig, in_context) | {"of": of and _task(config, of)}
     part["scale"] = config["scale"]["name"]
     return part
 
 
-def present_method(method: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded method with the `_target_` under which its class is found today."""
-    return _moved(method, {former: now for now, former in RENAMED_MODULES.items()})
-
-
-def _moved(method: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def with_target(method: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The method with its `_target_` in the module of another name. names: of modules -> what they are called."""
     module, _, name = method["_target_"].rpartition(".")
     return {**method, "_target_": f"{names.get(module, module)}.{name}"}
 
 
+def _without_young(method: Mapping[str, Any]) -> dict[str, Any]:
+    """A method without its young fields at their old value, also within a composition."""
+    young = YOUNG_FIELDS_OF_METHODS.get(method["_target_"], {})
+    kept = {k: v for k, v in method.items() if not (k in young and v == young[k])}
+    return kept | ({"parts": [_without_young(part) for part in method["parts"]]} if "parts" in method else {})
+
+
 def _task(config: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, Any]:
     """What a task is to this backbone at this scale."""
-    left_out = {*_NOT_SCIENTIFIC["task"], "text", "micro_text", "generation", "micro_generation"}
-    part = _without_later("task", {k: v for k, v in task.items() if k not in left_out})
+    forms = ("text", "micro_text", "generation", "micro_generation")
+    part = scientific_part(TaskConfig, {key: value for key, value in task.items() if key not in forms})
     micro = config["scale"]["data"] == "micro"
     if writes_text(config["backbone"]["model_type"]):
         text = task["micro_text" if micro else "text"]
-        part["text"] = text and _without_later("text", text)
-    generation = task.get("micro_generation" if micro else "generation")
-    if generation is not None:
-        part["generation"] = _without_later("generation", generation)
+        part["text"] = text and scientific_part(TextConfig, text)
+    if (generation := task.get("micro_generation" if micro else "generation")) is not None:
+        part["generation"] = scientific_part(GenerationConfig, generation)
     return part
-
-
-def _without_later(group: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    defaults = _ADDED_LATER[group]
-    return {k: v for k, v in fields.items() if k not in defaults or v != defaults[k]}
 
 
 def start(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """What of `init_from` a result follows from; None without a parent."""
     init = config.get("init_from")
-    return {key: value for key, value in init.items() if key != "if_missing"} if init else None
+    return scientific_part(InitFromConfig, init) if init else None
 
 
 def digest_apart_from_search(config: Mapping[str, Any], versions: Any) -> str:

@@ -16,7 +16,8 @@ from ..answers.tokens import tokenize
 from ..answers.writing_job import writing_job
 from ..backbones.loading import Backbone
 from ..config.compose import build_method
-from ..config.schema import RunConfig, text_of, writes_text
+from ..config.kinds import writes_text
+from ..config.schema import RunConfig, text_of
 from . import parents
 from .checks import check_length
 from .prepare import Prepared

@@ -9,6 +9,7 @@ from peft_methods.architectures import ARCHITECTURES
 
 from ..answers.in_context import check_in_context
 from ..config.compose import task_choice
+from ..config.kinds import kind_of, writes_text
 from ..config.schema import (
     LOSS,
     BackboneConfig,
@@ -19,7 +20,6 @@ from ..config.schema import (
     generation_of,
     is_control,
     text_of,
-    writes_text,
 )
 from ..metrics.e2e import TEXT_METRICS
 from ..metrics.labels import EXACT_MATCH, MEAN, METRICS
@@ -170,7 +170,7 @@ def _check_generation(cfg: RunConfig) -> None:
     ):
         if getattr(decoding, name) not in known:
             raise ValueError(f"decoding.{name}={getattr(decoding, name)!r}: expected one of {', '.join(known)}")
-    apart = cfg.backbone.model_type != "gpt2"
+    apart = not kind_of(cfg.backbone.model_type).decoder_only
     if apart and "source_and_output" in (decoding.length_counts, decoding.ngram_counts):
         raise ValueError(
             f"decoding={decoding.name} counts source and output as one sequence, which they are not in "

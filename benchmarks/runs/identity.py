@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ..backbones.loading import shipped_digest, stand_in
+from ..backbones.files import shipped_digest, stand_in
 from ..config.schema import RunConfig, is_control
 from ..config.science import scientific
 

@@ -14,6 +14,7 @@ from peft_methods.attached import Attached
 from peft_methods.state import copy_trained, read_safetensors
 
 from ..config.compose import compose_job
+from ..config.fields import NUMERICS, PLACE, names
 from ..config.schema import InitFromConfig, RunConfig
 from ..records.places import TRAINED
 
@@ -40,8 +41,7 @@ def parent_configs(cfg: RunConfig) -> list[RunConfig]:
                 f"init_from: this run has method.{name}={cfg.method.get(name)}, its parent {first.method.get(name)}; "
                 f"give the parent the same: 'init_from.overrides=[\"method.{name}={cfg.method.get(name)}\"]'"
             )
-    kept = ("data_dir", "backbone_dir", "results_dir", "device", "threads", "checkpoint_seconds")
-    places = {name: getattr(cfg, name) for name in kept}
+    places = {name: getattr(cfg, name) for name in names(RunConfig, PLACE, NUMERICS) - {"force"}}
     first = dataclasses.replace(first, tracking=cfg.tracking, **places)
     return [dataclasses.replace(copy.deepcopy(first), seed=seed) for seed in seeds]
 

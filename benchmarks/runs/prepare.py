@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..backbones.loading import weights_of
+from ..backbones.files import weights_of
 from ..config.schema import RunConfig, is_control
 from ..records.schema import NewerRecordError, Record, RecordError
 from ..records.store import read_record, record_path, set_aside
-from ..tasks.loading import TaskData, load_run_data
+from ..tasks.examples import TaskData
+from ..tasks.loading import load_run_data
 from . import parents
 from .checks import check_config
 from .identity import identity, run_id

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..answers.decoding import Outputs
+from ..config.fields import recorded
 from ..config.schema import RunConfig
 from ..records import leases
 from ..records.schema import SCHEMA, Record, RecordError, tolerance_for
 from ..records.store import write_record
-from ..tasks.loading import TaskData
+from ..tasks.examples import TaskData
 from .prepare import Outcome, Prepared, found_done, outcome_of, prepare, recorded_score, selected_score
 from .score import RunOutput, flags_of_labels, flags_of_texts, prediction_columns, split_scores
 
@@ -106,7 +107,6 @@ def assemble_failure(
 
 
 def _common(cfg: RunConfig, identity: dict[str, Any], run_id: str, departures: dict[str, list[Any]]) -> dict[str, Any]:
-    places = ("data_dir", "backbone_dir", "results_dir", "checkpoint_seconds", "force")
     commit, dirty = _git()
     return {
         "schema": SCHEMA,
@@ -119,7 +119,7 @@ def _common(cfg: RunConfig, identity: dict[str, Any], run_id: str, departures: d
         "identity": {key: value for key, value in identity.items() if key != "config"},
         "parents": identity["parents"],
         "departures": departures,
-        "config": {key: value for key, value in dataclasses.asdict(cfg).items() if key not in places},
+        "config": recorded(cfg),
         "provenance": {
             "git_commit": commit,
             "git_dirty": dirty,

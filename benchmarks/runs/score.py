@@ -13,10 +13,11 @@ from peft_methods.counting import count_parameters
 from peft_methods.state import trained_tensors
 
 from ..answers.decoding import Outputs, decode
+from ..answers.texts import INPUTS
 from ..answers.words import ILLEGAL
-from ..config.schema import LOSS, RunConfig, task_of, writes_text
-from ..tasks.loading import TaskData
-from ..tasks.texts import INPUTS
+from ..config.kinds import writes_text
+from ..config.schema import LOSS, RunConfig, task_of
+from ..tasks.examples import TaskData
 from ..training.evaluation import has_illegal, is_constant, predict, scores, target_loss, text_scores
 from ..training.loop import Run, restore_best
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config.schema import RunConfig, TrackingConfig
-from ..config.science import present_method
+from ..config.recorded import run_config
+from ..config.schema import TrackingConfig
 from ..records.places import RECORDS, TRAINED
 from ..records.schema import Record, RecordError
 from ..records.store import predictions_path, read_record, record_path
@@ -127,29 +127,6 @@ def _bring_parent(results: Path, run_id: str, folder: Path) -> None:
             target = folder / source.relative_to(results)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
-
-
-def run_config(config: Mapping[str, Any]) -> RunConfig:
-    """The RunConfig of a record. Raises ValueError for a field that this version does not know."""
-    config = {**config, "method": present_method(config["method"])}
-    return typing.cast(RunConfig, _typed(RunConfig, config, "config"))
-
-
-def _typed(kind: type, value: Mapping[str, Any], where: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    if unknown := sorted(value.keys() - hints.keys()):
-        raise ValueError(f"{where}.{unknown[0]}: this version of peft-bench has no such field; use the record's own")
-    made = {}
-    for name, part in value.items():
-        kinds = [k for k in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(k)]
-        if not kinds or part is None:
-            made[name] = part
-        elif typing.get_origin(hints[name]) is dict:  # transfer
-            inner = typing.cast(type, kinds[0])
-            made[name] = {key: _typed(inner, each, f"{where}.{name}.{key}") for key, each in part.items()}
-        else:
-            made[name] = _typed(typing.cast(type, kinds[0]), part, f"{where}.{name}")
-    return kind(**made)
 
 
 def compare(record: Record, again: Record, results: Path, folder: Path) -> Verdict:

@@ -98,7 +98,7 @@ def _given(words: Sequence[str]) -> dict[str, list[Any]]:
 def _of_run(record: Record, levels: Mapping[str, list[Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every combination of decoding and scoring for one run."""
     from ..answers.decoding import clean_up
-    from ..runs.verify import run_config
+    from ..config.recorded import run_config
 
     cfg = dataclasses.replace(
         run_config(record["config"]),
@@ -183,12 +183,12 @@ def _attach(record: Record, cfg: RunConfig) -> tuple[Any, Any, Any]:
     from peft_methods.state import load_trained
 
     from ..answers.job import Job
+    from ..answers.texts import TextWriter
     from ..backbones.loading import load_backbone
     from ..config.compose import build_method, register
     from ..config.schema import generation_of
     from ..runs import parents
     from ..tasks.loading import load_task
-    from ..tasks.texts import TextWriter
     from ..training import devices
 
     register()
@@ -201,7 +201,7 @@ def _attach(record: Record, cfg: RunConfig) -> tuple[Any, Any, Any]:
     load_trained(attached, path)
     generation = generation_of(cfg.task, cfg.scale)
     assert generation is not None
-    writer = TextWriter(generation, backbone.tokenizer, attached.table.architecture.decoder_only)
+    writer = TextWriter(generation, backbone.tokenizer, attached.sites.architecture.decoder_only)
     data = load_task(cfg.task, cfg.scale, cfg.data_dir)
     splits = writer.tokenize(data, cfg.trainer.max_length, cfg.decoding.max_new_tokens, attached.positions(0))
     return attached, Job(cfg, splits, writer.pad, texts=writer), accelerator
@@ -209,7 +209,7 @@ def _attach(record: Record, cfg: RunConfig) -> tuple[Any, Any, Any]:
 
 def _decode(attached: Any, job: Any, accelerator: Any, decoding: DecodingConfig, title: str) -> list[str]:
     from ..answers.decoding import decode
-    from ..tasks.texts import INPUTS
+    from ..answers.texts import INPUTS
 
     job.cfg = dataclasses.replace(job.cfg, decoding=decoding)
     return decode(attached, 0, job, job.data["test" + INPUTS], accelerator, title).texts

@@ -27,6 +27,7 @@ from peft_methods.inputs import Batch
 
 from ..answers.decoding import read, write
 from ..answers.job import Job
+from ..answers.texts import INPUTS
 from ..answers.tokens import TokenizedSplit
 from ..answers.words import ILLEGAL
 from ..config.schema import LOSS, RunConfig, task_of
@@ -34,8 +35,7 @@ from ..records.files import write_files
 from ..records.places import ENSEMBLES, RECORDS
 from ..records.schema import Record
 from ..records.store import finished_records, read_predictions
-from ..tasks.loading import TaskData
-from ..tasks.texts import INPUTS
+from ..tasks.examples import TaskData
 from ..training.evaluation import scores, text_scores
 
 EXPERIMENT = "prompt_tuning/table3"
@@ -95,10 +95,10 @@ def ensemble(group: Sequence[Record], options: argparse.Namespace) -> dict[str, 
     from peft_methods.state import load_trained
 
     from ..backbones.loading import load_backbone
+    from ..config.recorded import run_config
     from ..runs.attach import attach_pack
     from ..runs.parents import trained_path
     from ..runs.prepare import prepare, recorded_score
-    from ..runs.verify import run_config
     from ..training import devices
 
     places = {"data_dir": options.data_dir, "backbone_dir": options.backbone_dir, "results_dir": str(options.results)}

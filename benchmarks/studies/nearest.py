@@ -143,8 +143,8 @@ def _cohesion(ids: Tensor, table: Tensor) -> float:
 
 def _labels(record: Record) -> list[str]:
     """What the first tokens started from; empty where the prompt had another start."""
+    from ..config.recorded import run_config
     from ..runs.attach import with_labels
-    from ..runs.verify import run_config
 
     cfg = run_config(record["config"])
     return list(with_labels(cfg)["labels"]) if cfg.method["init"] == "class_labels" else []
@@ -169,7 +169,7 @@ def _prompts(results: Path, experiment: str) -> Iterator[tuple[Record, Tensor]]:
 def _vocabulary(record: Record, backbone_dir: str | None) -> tuple[Any, Tensor]:
     """Tokenizer and input embeddings (V, H) of a run's backbone."""
     from ..backbones.loading import load_backbone
-    from ..runs.verify import run_config
+    from ..config.recorded import run_config
 
     cfg = dataclasses.replace(run_config(record["config"]), backbone_dir=backbone_dir)
     backbone = load_backbone(cfg.backbone, cfg.scale, cfg.backbone_dir, torch.device("cpu"), cfg.seed)

@@ -23,7 +23,8 @@ from ..records.files import write_files
 from ..records.places import CALIBRATIONS
 from ..records.schema import Record
 from ..records.store import iter_records, read_record, record_path
-from ..tasks.loading import TaskData, load_task
+from ..tasks.examples import TaskData
+from ..tasks.loading import load_task
 from .packs import footprint, memory_bytes
 
 CALIBRATION_STEPS = 12

@@ -19,9 +19,11 @@ from peft_methods.attach import attach, why_alone
 from peft_methods.counting import count_parameters
 from peft_methods.heads import ClassificationHead
 
-from ..backbones.loading import empty_backbone, folder_of
+from ..backbones.files import folder_of
+from ..backbones.loading import empty_backbone
 from ..config.compose import build_method
-from ..config.schema import RunConfig, is_control, writes_text
+from ..config.kinds import writes_text
+from ..config.schema import RunConfig, is_control
 
 CPU_PACK, GPU_PACK = 4, 16  # the most runs of a pack where memory allows; docs/runs.md: what they gain
 _MEMORY_SHARE = 0.6  # of what a process may use, for what a pack is estimated to need
@@ -98,7 +100,7 @@ def _footprint(folder: Path, pooler: bool, method: str, labels: int) -> Footprin
         attached = attach(model, [build_method(json.loads(method))], [head], tokenizer=tokenizer)
     try:
         counts, why = count_parameters(attached), why_alone(attached) or ""
-        width, layers = model.config.hidden_size, sum(attached.table.depths.values())
+        width, layers = model.config.hidden_size, sum(attached.sites.depths.values())
         return Footprint(counts.method + counts.head, counts.stored, counts.backbone, layers, width, why)
     finally:
         attached.detach()

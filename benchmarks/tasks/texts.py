@@ -1,28 +1,24 @@
-"""A task whose answers are texts (E2E, WebNLG, DART, XSUM): its rows, its references, and its texts for a backbone.
+"""A task whose answers are texts (E2E, WebNLG, DART, XSUM): its rows, its inputs and their references.
 
 Rows of a split are pairs of a source line and one target; different sources are the inputs that are decoded and scored,
 in the order of their first rows, each against all targets of its rows (as both papers' code groups them).
 """
 
 import functools
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
-from ..answers.sequences import Sequences, flat
-from ..answers.tokens import TokenizedSplit, tokenize_texts
 from ..config.schema import GenerationConfig, ScaleConfig, TaskConfig, generation_of
-from .lines import LINES, OF_COLUMNS, tokenized
-from .loading import DataError, TaskData, Wanted, content_hash, cut_of, read_tables, splits_of
+from .examples import DataError, TaskData, content_hash
+from .lines import LINES, tokenized
+from .tables import Wanted, read_tables, wanted_tables
 
 FORMS = ("official", "tokenized")
-INPUTS = " inputs"  # behind a split's name: its different sources, to be decoded
 
 
-def load_generation(task: TaskConfig, scale: ScaleConfig, data_dir: str | None, trains: bool = True) -> TaskData:
+def load_texts(task: TaskConfig, scale: ScaleConfig, data_dir: str | None, trains: bool = True) -> TaskData:
     """The splits of a task with references. Raises DataError with the row of what cannot be read."""
     generation = generation_of(task, scale)
     assert generation is not None
@@ -34,18 +30,7 @@ def load_generation(task: TaskConfig, scale: ScaleConfig, data_dir: str | None, 
     if generation.truth_column:
         columns.append((generation.truth_column, f"{key}.truth_column"))
     columns.append((generation.target_column, f"{key}.target_column"))
-    wanted = Wanted(
-        task.name,
-        task.dataset,
-        task.hub_id,
-        task.hub_revision,
-        task.subset,
-        tuple(columns),
-        splits_of(task, scale, trains),
-        scale.data,
-        data_dir,
-        cut_of(task),
-    )
+    wanted = wanted_tables(task, columns, scale, data_dir, trains)
     return _load(wanted, _How(*(getattr(generation, name) for name in _How._fields)))
 
 
@@ -72,7 +57,7 @@ def _check(generation: GenerationConfig, key: str) -> None:
     ):
         if getattr(generation, name) not in known:
             raise DataError(f"{key}.{name}={getattr(generation, name)!r}: expected one of {', '.join(known)}")
-    columns = OF_COLUMNS.get(generation.linearization, 0)
+    columns = LINES[generation.linearization].columns
     if len(generation.source_columns) != columns or bool(generation.source_column) == bool(columns):
         raise DataError(
             f"{key}: source_column={generation.source_column!r}, source_columns={generation.source_columns}; "
@@ -141,14 +126,15 @@ def _rows(
 ) -> tuple[list[str], list[Sequence[str]]]:
     """Source lines in the form that is trained on and, for each, its texts as the data have them."""
     names = [name for name, _ in wanted.columns if name != how.truth_column]
-    line, texts = LINES[how.linearization]
+    form = LINES[how.linearization]
+    line = form.line
     if how.linearization == "e2e" and how.text_form == "tokenized":
         line = functools.partial(line, words=tokenized)
     lines, targets = [], []
     for number, (*source, target) in enumerate(zip(*(columns[name] for name in names), strict=True)):
         try:
-            lines.append(line(source if how.linearization in OF_COLUMNS else source[0]))
-            targets.append(texts(target))
+            lines.append(line(source if form.columns else source[0]))
+            targets.append(form.targets(target))
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{where}, row {number}: {error}; correct the row") from error
     return lines, targets
@@ -185,63 +171,3 @@ def _sample(rows: int, wanted: int | None, sample: int, where: str) -> Sequence[
         raise DataError(f"{where} has {rows} rows, {wanted} were asked for; lower train_rows or validation_rows")
     chosen = np.random.Generator(np.random.PCG64([20210101, sample])).choice(rows, wanted, replace=False)
     return [int(i) for i in np.sort(chosen)]
-
-
-class TextWriter(Sequences):
-    """Source and target texts of a task with references, as ids for one backbone."""
-
-    def __init__(
-        self, generation: GenerationConfig, tokenizer: PreTrainedTokenizerBase, decoder_only: bool, prefix: str = ""
-    ):
-        super().__init__(tokenizer, decoder_only, generation.separator)
-        self.generation, self.prefix = generation, prefix
-
-    def tokenize(
-        self,
-        data: TaskData,
-        max_length: int,
-        max_new_tokens: int,
-        positions: int | None = None,
-        read_length: int | None = None,
-    ) -> dict[str, TokenizedSplit]:
-        """Every split's pairs, and as "<split> inputs" its different sources, which lose tokens at their end where they
-        leave no room for the output. positions: those that the method leaves to the text. read_length: instead of
-        max_length for what an encoder is to answer (0: any).
-
-        Raises DataError where max_length leaves no room for a source, or the positions none before the output.
-        """
-        splits = {}
-        for name, rows in data.texts.items():
-            sources, targets = zip(*rows, strict=True)
-            splits[name] = self.pairs(
-                [self.generation.source.format(text=text) for text in sources],
-                [self._target(text) for text in targets],
-                data.labels[name],
-                max_length,
-                self.generation.target_tokens,
-            )
-        most = min(self.tokenizer.model_max_length, positions or self.tokenizer.model_max_length)
-        around = len(self.ended([]))
-        if not self.decoder_only and read_length is not None:
-            max_length = read_length or positions or sys.maxsize
-        room = (most - max_new_tokens if self.decoder_only else max_length) - max(around, 1)
-        if room < 1:
-            raise DataError(
-                f"decoding.max_new_tokens={max_new_tokens} leaves no room for a source among {most} positions (a "
-                "prompt or prefix has had its own); lower it"
-            )
-        for name, lines in data.inputs.items():
-            ids = tokenize_texts([self.generation.source.format(text=text) for text in lines], self.tokenizer)
-            splits[name + INPUTS] = TokenizedSplit(
-                *flat([self.ended(row[: min(room, max_length - around)]) for row in ids]),
-                labels=np.arange(len(lines)),
-            )
-        return splits
-
-    def _target(self, text: str) -> str:
-        target = self.generation.target.format(text=text)
-        return f"{self.prefix} {target}" if self.prefix else target
-
-    def read(self, text: str) -> str:
-        """An output without the prefix of every target."""
-        return text.removeprefix(self.prefix).strip() if self.prefix else text

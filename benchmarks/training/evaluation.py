@@ -15,6 +15,7 @@ from peft_methods.inputs import Batch
 from ..answers.decoding import decode
 from ..answers.job import Job
 from ..answers.sequences import IGNORED
+from ..answers.texts import INPUTS
 from ..answers.tokens import TokenizedSplit
 from ..answers.words import ILLEGAL, Writer
 from ..config.schema import LOSS, TaskConfig
@@ -22,7 +23,6 @@ from ..metrics.e2e import TEXT_METRICS, score_texts
 from ..metrics.labels import EXACT_MATCH, MEAN, exact_match, score
 from ..metrics.rouge import ROUGE, rouge
 from ..metrics.squad import ANSWER_METRICS, score_answers
-from ..tasks.texts import INPUTS
 
 
 def validate(attached: Attached, k: int, job: Job, name: str, accelerator: Accelerator) -> dict[str, float] | None:

@@ -14,12 +14,13 @@ from peft_bench.answers.job import Job
 from peft_bench.answers.tokens import TokenizedSplit
 from peft_bench.config.schema import BackboneConfig, RunConfig, ScaleConfig, TaskConfig, TrackingConfig, TrainerConfig
 from peft_methods.attach import attach
-from peft_methods.attached import Attached, Method
+from peft_methods.attached import Attached
 from peft_methods.bitfit import BitFit
 from peft_methods.bottleneck import Houlsby
 from peft_methods.heads import ClassificationHead
 from peft_methods.lora import Lora
 from peft_methods.prompt import Prompt
+from peft_methods.protocols import Method
 
 METHODS: dict[str, Method] = {
     "lora": Lora(rank=2, alpha=4, dropout=0.1, targets=["query", "value"], init_A="kaiming_uniform"),

@@ -10,12 +10,12 @@ import torch
 from transformers import DistilBertConfig, DistilBertModel, PreTrainedModel
 
 from peft_methods.attach import attach
-from peft_methods.attached import Method
 from peft_methods.baselines import Full, HeadOnly
 from peft_methods.bitfit import BitFit
 from peft_methods.bottleneck import Houlsby, Pfeiffer
 from peft_methods.heads import ClassificationHead
 from peft_methods.lora import Lora
+from peft_methods.protocols import Method
 
 GOOD = Lora(2, 4.0, 0.0, ("query",), "normal_0.02")
 REFUSED: dict[str, tuple[Method, str]] = {

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from peft_methods.attach import attach
-from peft_methods.attached import Method
 from peft_methods.bitfit import BitFit
 from peft_methods.bottleneck import Houlsby, Parallel
 from peft_methods.ia3 import IA3
 from peft_methods.lora import Lora
 from peft_methods.prefix import Prefix
 from peft_methods.prompt import Prompt
+from peft_methods.protocols import Method
 from tests.conftest import ALL_ARCHITECTURES
 from tests.peft_methods.oracle import plain, real
 

@@ -13,9 +13,9 @@ from transformers import BertConfig, BertModel, PreTrainedModel, RobertaConfig, 
 
 from peft_methods.attach import attach
 from peft_methods.attached import Attached
-from peft_methods.bitfit import NormOffset
 from peft_methods.bottleneck import ACTIVATIONS, Bottleneck, Houlsby, Parallel, Pfeiffer
 from peft_methods.heads import ClassificationHead
+from peft_methods.layer_norm import NormOffset
 
 FIXTURES = Path(__file__).parent / "fixtures" / "adapters"
 # Where the library keeps the adapter of one of our roles, relative to the layer.

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from peft_methods.attach import attach
-from peft_methods.attached import Attached, Method
+from peft_methods.attached import Attached
 from peft_methods.baselines import Full, FullTop, HeadOnly
 from peft_methods.bitfit import BitFit
 from peft_methods.bottleneck import AdapterL, Houlsby, Parallel, Pfeiffer, SharedPfeiffer
@@ -35,6 +35,7 @@ from peft_methods.layer_norm import LayerNorm
 from peft_methods.lora import Lora
 from peft_methods.prefix import Infix, Prefix
 from peft_methods.prompt import Prompt
+from peft_methods.protocols import Method
 from peft_methods.state import load_trained, save_trained
 from tests.conftest import ALL_ARCHITECTURES, ENCODER_DECODERS, ENCODERS
 
@@ -618,7 +619,7 @@ def test_generation_equals_recomputation(case, architecture, tiny_backbone, tiny
 
 def _greedy(attached: Attached, text: Tensor, boundary: Tensor | None, i: int) -> list[int]:
     """Five tokens after row i of a batch, (1, T) `text`: no padding, no cache, no token twice."""
-    config, decoder_only = attached.backbone.config, attached.table.architecture.decoder_only
+    config, decoder_only = attached.backbone.config, attached.sites.architecture.decoder_only
     written = text if decoder_only else torch.tensor([[config.decoder_start_token_id]])
     for _ in range(5):
         row = {"input_ids": written if decoder_only else text}

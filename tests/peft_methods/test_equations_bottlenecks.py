@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from peft_methods.attach import attach
-from peft_methods.attached import Method
 from peft_methods.bottleneck import AdapterL, Houlsby, Parallel, Pfeiffer, SharedPfeiffer
+from peft_methods.protocols import Method
 from tests.conftest import ALL_ARCHITECTURES, ENCODER_DECODERS, ENCODERS
 from tests.peft_methods.oracle import LAYERS, Leaves, by_site, check, check_moved, layers_of, path_of, plain
 from tests.peft_methods.surgery import Beside, Norm, bottleneck, change_sublayer, in_parallel, in_series, layer_norm

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from peft_methods.attach import attach
-from peft_methods.attached import Method
 from peft_methods.baselines import Full, FullTop
-from peft_methods.bitfit import BitFit, norm_offset
+from peft_methods.bitfit import BitFit
 from peft_methods.heads import ClassificationHead
 from peft_methods.ia3 import IA3
+from peft_methods.layer_norm import norm_offset
 from peft_methods.lora import Lora
+from peft_methods.protocols import Method
 from tests.conftest import ALL_ARCHITECTURES, ENCODER_DECODERS, ENCODERS
 from tests.peft_methods.oracle import Leaves, by_site, check, check_moved, path_of, plain
 

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peft_methods.attach import attach
-from peft_methods.attached import Attached, Method
+from peft_methods.attached import Attached
 from peft_methods.lora import Lora
 from peft_methods.prefix import Prefix
 from peft_methods.prompt import Prompt
+from peft_methods.protocols import Method
 from tests.conftest import ENCODER_DECODERS
 from tests.peft_methods.oracle import by_site, path_of
 

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peft_methods.attach import attach
-from peft_methods.attached import Attached, Method
+from peft_methods.attached import Attached
 from peft_methods.baselines import HeadOnly
 from peft_methods.bitfit import BitFit
 from peft_methods.bottleneck import Houlsby, Pfeiffer
 from peft_methods.heads import ClassificationHead
 from peft_methods.inputs import Batch
 from peft_methods.lora import Lora
+from peft_methods.protocols import Method
 from peft_methods.state import trained_tensors
 
 

@@ -1,6 +1,7 @@
 """The site table: every linear map and every norm of a backbone's layers is one site, and nothing else is."""
 
 import pytest
+import torch
 from torch import nn
 from transformers import RobertaModel
 from transformers.models.t5.modeling_t5 import T5LayerNorm
@@ -76,6 +77,40 @@ def test_widths(architecture, tiny_backbone):
     for site in table.all:
         if site.kind == "input":
             assert site.width == table.by_name[site.name.removesuffix("_input")].in_features
+
+
+def test_weight_and_bias_are_the_projection(architecture, tiny_backbone, tiny_batch, randomize):
+    """Whichever way round, and fused with whatever else, the map lies in the backbone: y = x W^T + b at every site."""
+    table = Sites(tiny_backbone(architecture, torch.float64))
+    randomize(table.backbone)
+    seen = {}
+    for site in (projections := [site for site in table.all if site.kind == "projection"]):
+        table.module(site).register_forward_hook(
+            lambda module, args, y, path=site.path: seen.update({path: (args[0], y)})
+        )
+    batch = tiny_batch(architecture, rows=2)
+    batch.pop("boundary", None)
+    table.backbone(**batch)
+    for site in projections:
+        x, y = seen[site.path]
+        weight, bias = table.weight(site), table.bias(site)
+        assert weight.shape == (site.width, site.in_features)
+        torch.testing.assert_close(nn.functional.linear(x, weight, bias), y[..., slice(*site.columns or (None,))])
+        assert not weight.requires_grad
+    assert all(table.bias(site) is None for site in projections) == architecture.startswith("t5")
+
+
+def test_weight_and_bias_are_views(architecture, tiny_backbone):
+    table = Sites(tiny_backbone(architecture))
+    site = table.by_name[f"{'decoder.' if architecture in ENCODER_DECODERS else ''}layer.1.value"]
+    for view in (table.weight(site), table.bias(site)):
+        if view is not None:
+            view.fill_(7.0)
+    module, columns = table.module(site), slice(*site.columns or (None,))
+    assert (module.weight == 7.0).sum() == site.width * site.in_features
+    assert module.bias is None or (module.bias[columns] == 7.0).all()
+    with pytest.raises(ValueError, match="kind embeddings: only projections have a weight"):
+        table.weight(table.embeddings())
 
 
 def test_whose_tokens(tiny_backbone):

@@ -12,13 +12,14 @@ from typing import Any, cast
 
 import pandas as pd
 
+from ...config import science
 from ...config.schema import LOSS
 from .statistics import summarize
 
 RUN = ["experiment", "run_id"]
 GROUP = ["experiment", "scale", "settings", "task"]  # the runs of a group compete in a sweep
 CELL = [*GROUP, "split", "metric"]
-SEARCHED = ["learning_rate", "batch_size", "epochs", "bottleneck_dim", "rank", "alpha"]  # as in setting.py
+SEARCHED = [name for names in science.SEARCHED.values() for name in names]
 SWEPT = "houlsby2019/"  # section 3.2: the rows of this paper are chosen over a sweep, those of others are not
 CONSTANT = [
     "backbone",

@@ -6,13 +6,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from peft_bench.answers.in_context import InContext, check_in_context, draw
-from peft_bench.backbones.loading import MICRO_BACKBONES as BACKBONES
+from peft_bench.backbones.files import MICRO_BACKBONES as BACKBONES
 from peft_bench.config.compose import compose_job, register
 from peft_bench.config.schema import InContextConfig
 from peft_bench.pretraining.folder import load_tokenizer
 from peft_bench.records.store import read_predictions, read_record, record_path
 from peft_bench.runs.run import run_pack
-from peft_bench.tasks.loading import DataError, load_run_data
+from peft_bench.tasks.examples import DataError
+from peft_bench.tasks.loading import load_run_data
 
 EXAMPLES = [("the soup was lovely", "good"), ("the film was dull", "bad"), ("the song was fine", "good")]
 CFG = InContextConfig(

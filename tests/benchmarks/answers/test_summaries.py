@@ -13,7 +13,9 @@ from transformers.models.bart.modeling_bart import shift_tokens_right
 
 from peft_bench.answers.decoding import read
 from peft_bench.answers.job import Job
-from peft_bench.backbones.loading import MICRO_BACKBONES, load_backbone
+from peft_bench.answers.texts import TextWriter
+from peft_bench.backbones.files import MICRO_BACKBONES
+from peft_bench.backbones.loading import load_backbone
 from peft_bench.config.compose import compose_run
 from peft_bench.config.schema import generation_of
 from peft_bench.metrics.rouge import rouge
@@ -23,8 +25,8 @@ from peft_bench.micro.summaries import DOCUMENTS, NOISE, load_summaries
 from peft_bench.records.store import read_record, record_path
 from peft_bench.runs.checks import check_config
 from peft_bench.runs.run import run_pack
-from peft_bench.tasks.loading import DataError, load_task
-from peft_bench.tasks.texts import TextWriter
+from peft_bench.tasks.examples import DataError
+from peft_bench.tasks.loading import load_task
 from peft_methods.attach import attach
 from peft_methods.baselines import Full
 from peft_methods.prefix import Prefix

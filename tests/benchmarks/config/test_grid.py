@@ -10,8 +10,9 @@ import torch
 from peft_bench.backbones.loading import load_backbone
 from peft_bench.config.compose import backbone_choice, build_method, choices, compose_run, method_choice, register
 from peft_bench.config.departures import departures
+from peft_bench.config.kinds import writes_text
 from peft_bench.config.multirun import expand, load_sweep
-from peft_bench.config.schema import CONF_DIR, writes_text
+from peft_bench.config.schema import CONF_DIR
 from peft_bench.report.main import main
 from peft_bench.report.pages.micro import grid_tables
 from peft_bench.report.tuning import chosen_rates

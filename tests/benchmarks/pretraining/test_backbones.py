@@ -15,7 +15,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from peft_bench.backbones.loading import stand_in, untie_output_layer
+from peft_bench.backbones.files import stand_in
+from peft_bench.backbones.loading import untie_output_layer
 from peft_bench.config.compose import compose_run
 from peft_bench.config.schema import BackboneConfig
 from peft_bench.micro.corpus import corpus

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from peft_bench.config.recorded import run_config
 from peft_bench.records.store import read_record
 from peft_bench.runs.identity import identity, run_id
-from peft_bench.runs.verify import run_config
 
 RECORDS = Path(__file__).parents[3] / "results" / "records"
 FILES = sorted(path for path in RECORDS.rglob("*.json") if path.name.count(".") == 1)

@@ -18,7 +18,9 @@ from peft_bench.rehearsal.hub_cache import hub_cache
 from peft_bench.rehearsal.offline import no_network
 from peft_bench.rehearsal.standin_data import ROWS, make_task
 from peft_bench.rehearsal.standins import make_backbone
-from peft_bench.tasks.loading import DataError, load_task
+from peft_bench.tasks import labelled
+from peft_bench.tasks.examples import DataError
+from peft_bench.tasks.loading import load_task
 
 BACKBONES = ["bert_base_uncased", "bert_large_uncased", "roberta_base", "roberta_large"]
 TASKS = sorted(file.stem for file in (CONF_DIR / "task" / "glue").glob("*.yaml"))
@@ -90,7 +92,7 @@ def test_data_from_a_folder_and_from_the_hub_are_the_same(tmp_path, name):
     make_task(tmp_path, task)
     with no_network() as attempts, hub_cache(tmp_path / "cache", [], [(str(tmp_path), task)]):
         from_folder = load_task(task, PUBLISHED, str(tmp_path))
-        load_task.__globals__["_load"].cache_clear()  # what was loaded from the hub of another test
+        labelled._load.cache_clear()  # what was loaded from the hub of another test
         from_hub = load_task(task, PUBLISHED, None)
     assert from_hub.sha256 == from_folder.sha256
     assert len(from_folder.texts[task.train_split]) == ROWS["train"]

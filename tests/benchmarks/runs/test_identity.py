@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from peft_bench.backbones import loading
-from peft_bench.backbones.loading import MICRO_BACKBONES, BackboneError, weights_digest, weights_of
+from peft_bench.backbones import files
+from peft_bench.backbones.files import MICRO_BACKBONES, BackboneError, weights_digest, weights_of
 from peft_bench.config.compose import compose_run, method_choice, register, task_choice
 from peft_bench.config.schema import CONF_DIR
 from peft_bench.records.store import read_record
@@ -118,7 +118,7 @@ def test_the_weights_count_wherever_they_lie(tmp_path):
 def test_a_shipped_backbones_configuration_counts(base, tmp_path, monkeypatch):
     copy = tmp_path / "micro_roberta"
     shutil.copytree(MICRO_BACKBONES / "micro_roberta", copy)
-    monkeypatch.setattr(loading, "MICRO_BACKBONES", tmp_path)
+    monkeypatch.setattr(files, "MICRO_BACKBONES", tmp_path)
     assert made() == base
     config = copy / "config.json"
     config.write_text(config.read_text().replace('"initializer_range": 0.07', '"initializer_range": 0.02'))

@@ -6,9 +6,10 @@ import json
 import pytest
 
 from peft_bench.config.compose import compose_run
+from peft_bench.config.recorded import run_config
 from peft_bench.records.store import read_record, record_path
 from peft_bench.runs.run import run, run_pack
-from peft_bench.runs.verify import find, main, run_config
+from peft_bench.runs.verify import find, main
 
 LORA = "experiment=lora/table2_roberta_base_lora"
 

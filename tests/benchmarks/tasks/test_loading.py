@@ -14,7 +14,8 @@ from peft_bench.answers.tokens import collate, tokenize, tokenizer_sha256
 from peft_bench.config.compose import compose_run
 from peft_bench.config.schema import CONF_DIR, BackboneConfig, ScaleConfig, TaskConfig
 from peft_bench.rehearsal.standins import make_backbone
-from peft_bench.tasks.loading import DataError, load_task
+from peft_bench.tasks.examples import DataError
+from peft_bench.tasks.loading import load_task
 
 PUBLISHED = ScaleConfig(name="paper", data="published")
 WITH_TEST = ScaleConfig(name="small", data="published", evaluate_test=True)

@@ -15,8 +15,10 @@ from sklearn.metrics import f1_score
 from transformers import AutoTokenizer
 
 from peft_bench.answers.words import ILLEGAL, Writer
-from peft_bench.backbones.loading import MICRO_BACKBONES, load_backbone
+from peft_bench.backbones.files import MICRO_BACKBONES
+from peft_bench.backbones.loading import load_backbone
 from peft_bench.config.compose import compose_run
+from peft_bench.config.recorded import run_config
 from peft_bench.config.schema import RunConfig
 from peft_bench.metrics.labels import exact_match
 from peft_bench.metrics.squad import names_referent, score_answers
@@ -25,9 +27,9 @@ from peft_bench.runs.attach import attach_pack
 from peft_bench.runs.checks import check_config
 from peft_bench.runs.prepare import prepare, recorded_score
 from peft_bench.runs.run import run_pack
-from peft_bench.runs.verify import run_config
-from peft_bench.tasks.loading import DataError, load_run_data, load_task
-from peft_bench.tasks.text_to_text import record_line, spaced, squad_line, wsc_line
+from peft_bench.tasks.examples import DataError
+from peft_bench.tasks.lines import record_line, spaced, squad_line, wsc_line
+from peft_bench.tasks.loading import load_run_data, load_task
 from peft_bench.training.evaluation import scores
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"

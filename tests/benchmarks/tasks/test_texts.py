@@ -17,7 +17,8 @@ from transformers import AutoTokenizer
 
 from peft_bench.answers.job import Job
 from peft_bench.answers.sequences import IGNORED
-from peft_bench.backbones.loading import MICRO_BACKBONES
+from peft_bench.answers.texts import TextWriter
+from peft_bench.backbones.files import MICRO_BACKBONES
 from peft_bench.cli import main
 from peft_bench.config.compose import compose_run
 from peft_bench.config.schema import ScaleConfig, generation_of
@@ -26,9 +27,9 @@ from peft_bench.micro.data_to_text import INPUTS, REFERENCES, held_words, load_d
 from peft_bench.records.store import predictions_path, read_record, record_path
 from peft_bench.runs.checks import check_config
 from peft_bench.runs.run import run_pack
+from peft_bench.tasks.examples import DataError
 from peft_bench.tasks.lines import dart_line, e2e_line, plain_texts, tokenized, web_nlg_line
-from peft_bench.tasks.loading import DataError, load_task
-from peft_bench.tasks.texts import TextWriter
+from peft_bench.tasks.loading import load_task
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 needs_data = pytest.mark.skipif(not (DATA / "e2e_nlg_tokenized").is_dir(), reason="the papers' E2E files are not here")

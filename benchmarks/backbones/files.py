@@ -1,0 +1,102 @@
+"""Which folder a backbone lies in, and the hash of what is in it. No torch.
+
+Published checkpoints come from the hub (its cache, if they are there) or from `backbone_dir`; at scale=micro a shipped
+backbone of the same model_type stands in.
+"""
+
+import functools
+import hashlib
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from ..config.schema import BackboneConfig, ScaleConfig
+
+MICRO_BACKBONES = Path(__file__).resolve().parents[1] / "micro" / "backbones"
+_FILES = ["model*.safetensors*", "*.json", "*.txt", "*.model"]  # of a checkpoint on the hub: weights, shapes, tokenizer
+
+
+class BackboneError(ValueError):
+    """A checkpoint that cannot be found, read or used."""
+
+
+def stand_in(backbone: BackboneConfig, scale: ScaleConfig) -> Path | None:
+    """The folder of the shipped backbone that stands in at this scale; None where the published one is used."""
+    if not scale.backbones:
+        return None
+    name = scale.backbones.get(backbone.name) or scale.backbones.get(backbone.model_type)
+    if name is None:
+        raise BackboneError(
+            f"scale={scale.name} has no backbone for model_type={backbone.model_type!r} "
+            f"(known: {', '.join(scale.backbones)}); change conf/scale/{scale.name}.yaml or use scale=paper"
+        )
+    return MICRO_BACKBONES / name
+
+
+def folder_of(backbone: BackboneConfig, scale: ScaleConfig, backbone_dir: str | None) -> Path:
+    """Where the checkpoint lies that a run is made on."""
+    return stand_in(backbone, scale) or _published_folder(
+        backbone.name, backbone.hub_id, backbone.revision, backbone_dir
+    )
+
+
+def weights_of(backbone: BackboneConfig, scale: ScaleConfig, backbone_dir: str | None) -> str | None:
+    """SHA-256 of the published weights a run starts from, for its identity; fetches them where they are not there yet.
+
+    None where a shipped backbone stands in (it has an identity of its own), "random" for pretrained=false.
+    """
+    if stand_in(backbone, scale):
+        return None
+    if not backbone.pretrained:
+        return "random"
+    return weights_digest(_published_folder(backbone.name, backbone.hub_id, backbone.revision, backbone_dir))
+
+
+@functools.lru_cache(maxsize=8)  # gigabytes, read once per process
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of the folder's safetensors files, in order of name."""
+    if not (files := sorted(folder.glob("*.safetensors"))):
+        raise BackboneError(f"{folder} holds no *.safetensors; other weight formats are not read (convert them once)")
+    return _digest(files)
+
+
+def shipped_digest(folder: Path) -> str:
+    """SHA-256 of all that a run reads of a shipped backbone: weights, configuration and tokenizer."""
+    files = sorted(path for path in folder.iterdir() if path.name != "pretraining.json")
+    return _digest_of(tuple((path, path.stat().st_mtime_ns) for path in files))
+
+
+@functools.lru_cache(maxsize=32)
+def _digest_of(files: tuple[tuple[Path, int], ...]) -> str:
+    """Once per process; a file that was touched is read again."""
+    return _digest([path for path, _ in files])
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest() if files else ""
+
+
+@functools.lru_cache(maxsize=8)
+def _published_folder(name: str, hub_id: str, revision: str, backbone_dir: str | None) -> Path:
+    """Where a checkpoint lies on this machine; downloaded, if it is neither in backbone_dir nor in the hub's cache."""
+    if backbone_dir is None:
+        try:
+            return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_FILES))
+        except (OSError, ValueError) as error:  # the hub's errors are OSErrors, those about names ValueErrors
+            raise BackboneError(
+                f"cannot load the backbone {hub_id!r} from the hub (offline? set backbone_dir=... to a local copy): "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+    root = Path(backbone_dir).expanduser()
+    for folder in (root, root / hub_id):
+        if (folder / "config.json").is_file():
+            return folder
+    raise BackboneError(
+        f"backbone_dir={backbone_dir} holds no checkpoint of {name}: expected config.json there or in "
+        f"{hub_id}/ below it; change backbone_dir, or leave it out to load from the hub"
+    )

@@ -1,0 +1,37 @@
+"""From the configuration that a record holds to a RunConfig of today."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from .schema import RunConfig
+from .science import RENAMED_MODULES, with_target
+
+
+def run_config(config: Mapping[str, Any]) -> RunConfig:
+    """The RunConfig of a record. Raises ValueError for a field that this version does not know."""
+    config = {**config, "method": _present_method(config["method"])}
+    return typing.cast(RunConfig, _typed(RunConfig, config, "config"))
+
+
+def _typed(kind: type, value: Mapping[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    if unknown := sorted(value.keys() - hints.keys()):
+        raise ValueError(f"{where}.{unknown[0]}: this version of peft-bench has no such field; use the record's own")
+    fields = {}
+    for name, part in value.items():
+        kinds = [k for k in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(k)]
+        if not kinds or part is None:
+            fields[name] = part
+        elif typing.get_origin(hints[name]) is dict:  # transfer
+            inner = typing.cast(type, kinds[0])
+            fields[name] = {key: _typed(inner, each, f"{where}.{name}.{key}") for key, each in part.items()}
+        else:
+            fields[name] = _typed(typing.cast(type, kinds[0]), part, f"{where}.{name}")
+    return kind(**fields)
+
+
+def _present_method(method: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded method with the `_target_` under which its class is found today."""
+    return with_target(method, {former: now for now, former in RENAMED_MODULES.items()})
