@@ -5,7 +5,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from .schema import RunConfig
+from .compose import task_version
+from .schema import RunConfig, TaskConfig
 from .science import RENAMED_MODULES, with_target
 
 
@@ -19,6 +20,8 @@ def _typed(kind: type, value: Mapping[str, Any], where: str) -> Any:
     hints = typing.get_type_hints(kind)
     if unknown := sorted(value.keys() - hints.keys()):
         raise ValueError(f"{where}.{unknown[0]}: this version of peft-bench has no such field; use the record's own")
+    if kind is TaskConfig:  # a record has the result versions in its identity; a run made today has those of today
+        value = {**value, "version": task_version(value["dataset"], value["name"])}
     fields = {}
     for name, part in value.items():
         kinds = [k for k in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(k)]

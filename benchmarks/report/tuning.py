@@ -1,4 +1,4 @@
-"""Which learning rate a tuning sweep chose: python -m peft_bench.report.tuning outputs/tuning [--runs FILE]
+"""Which learning rate a tuning sweep chose: peft-bench tuning outputs/tuning [--runs FILE]
 
 Per experiment (and start, length, backbone or target prefix, where it has several), the mean over tasks of each run's
 score on validation, by the rule that selects its checkpoint. A rate that lacks a run of a task, failed ones included,
@@ -6,6 +6,7 @@ has no mean: it cannot win.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -64,12 +65,12 @@ def _settings(frame: pd.DataFrame) -> "pd.Series[str]":
     return names
 
 
-def main() -> None:
-    """Print the table of one results folder; --runs: its runs as CSV, which may be committed."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(argv: Sequence[str]) -> int:
+    """`peft-bench tuning`: print the table of one results folder; --runs: its runs as CSV, which may be committed."""
+    parser = argparse.ArgumentParser(prog="peft-bench tuning", description=__doc__.split("\n")[0])
     parser.add_argument("results", type=Path, help="the sweep's results folder")
     parser.add_argument("--runs", type=Path, metavar="FILE", help="write each run's validation score there, too (CSV)")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     frame, problems = results_frame(options.results)
     print(chosen_rates(frame).round(4).to_string())
     if options.runs is not None:
@@ -77,7 +78,4 @@ def main() -> None:
         write_files({options.runs: content.encode()})
     for problem in problems:
         print(f"problem: {problem}")
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -1,6 +1,6 @@
 """The packs of a sweep as tasks of one Slurm job array, through submitit with Hydra's launcher configuration.
 
-conf/hydra/launcher/slurm.yaml holds the preset; docs/cluster.md says how to use it.
+conf/hydra/launcher/slurm.yaml names `SlurmPool` and holds its values; docs/cluster.md says how to use it.
 """
 
 import shutil
@@ -11,7 +11,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ..config.compose import compose_cfg
 from ..config.schema import RunConfig
 from .plan import PlannedPack
 from .workers import Line, make_lines
@@ -33,10 +32,30 @@ class PackTask:
 
 
 class SlurmPool:
-    """One job array a call of `make`."""
+    """One job array a call of `make`. submitit_folder, fields: of hydra-submitit-launcher's configuration."""
 
-    def __init__(self, parameters: dict[str, Any], folder: str):
-        self.parameters, self.folder = parameters, folder
+    def __init__(self, submitit_folder: str, **fields: Any):
+        from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+
+        common = {*OmegaConf.structured(BaseQueueConf), "max_num_timeout"}
+        self.folder = submitit_folder
+        self.parameters = {n if n in common else f"slurm_{n}": value for n, value in fields.items()}
+
+    @staticmethod
+    def check_available() -> None:
+        """Raises ValueError where a package or a program is missing."""
+        plugins = ("submitit", "hydra_plugins", "hydra_plugins.hydra_submitit_launcher")
+        if not all(find_spec(name) for name in plugins):
+            raise ValueError(
+                "hydra/launcher=slurm needs hydra-submitit-launcher, which is not installed: "
+                "pip install -c constraints.txt -e .[slurm]"
+            )
+        missing = [program for program in ("sbatch", "srun") if shutil.which(program) is None]
+        if missing:
+            raise ValueError(
+                f"hydra/launcher=slurm: {' and '.join(missing)} not found in PATH; run it on a login node of a Slurm "
+                "cluster, or leave the launcher out"
+            )
 
     def make(self, wanted: Iterator[PlannedPack]) -> Iterable[tuple[PlannedPack, list[Line]]]:
         """Each pack with its lines, in the order in which they end."""
@@ -68,37 +87,3 @@ class SlurmPool:
                     reason = f"task {job.job_id} ended without a result: {' '.join(str(error).split())[:300]}"
                     yield packs[i], [Line(c.label, "failed", reason, None, 0.0, "worker_lost") for c in packs[i].cells]
             time.sleep(_POLL_SECONDS)
-
-
-def launcher_pool(words: Sequence[str]) -> SlurmPool:
-    """The pool that Hydra's launcher configuration describes. words: hydra/launcher=..., hydra.launcher.*=...
-
-    Raises ValueError for another launcher than slurm.
-    """
-    _check_available()
-    from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
-
-    hydra = compose_cfg(words, hydra=True).hydra
-    given: Any = OmegaConf.to_container(hydra.launcher, resolve=True)
-    target = given.pop("_target_")
-    if not target.endswith("SlurmLauncher"):
-        raise ValueError(f"hydra/launcher: expected slurm, got {target}; leave it out for local processes")
-    folder = given.pop("submitit_folder")
-    common = set(OmegaConf.structured(BaseQueueConf).keys())
-    named = {n if n in common or n == "max_num_timeout" else f"slurm_{n}": v for n, v in given.items()}
-    return SlurmPool(named, folder)
-
-
-def _check_available() -> None:
-    plugins = ("submitit", "hydra_plugins", "hydra_plugins.hydra_submitit_launcher")
-    if not all(find_spec(name) for name in plugins):
-        raise ValueError(
-            "hydra/launcher=slurm needs hydra-submitit-launcher, which is not installed: "
-            "pip install -c constraints.txt -e .[slurm]"
-        )
-    missing = [program for program in ("sbatch", "srun") if shutil.which(program) is None]
-    if missing:
-        raise ValueError(
-            f"hydra/launcher=slurm: {' and '.join(missing)} not found in PATH; run it on a login node of a Slurm "
-            "cluster, or leave the launcher out"
-        )

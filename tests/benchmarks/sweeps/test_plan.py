@@ -10,14 +10,15 @@ import pytest
 
 from peft_bench.config.compose import compose_run
 from peft_bench.config.many import compose_all
-from peft_bench.config.multirun import expand, main, own_sweep, plan_main
+from peft_bench.config.multirun import expand, own_sweep
 from peft_bench.records import leases
 from peft_bench.records.states import list_states
 from peft_bench.records.store import read_record, record_path
 from peft_bench.runs import train as training
-from peft_bench.runs.identity import METHOD_VERSIONS
 from peft_bench.runs.run import run, run_pack
 from peft_bench.sweeps import forecast
+from peft_bench.sweeps.command import main
+from peft_bench.sweeps.command import plan as plan_main
 from peft_bench.sweeps.costs import Costs, total_seconds
 from peft_bench.sweeps.display import summary
 from peft_bench.sweeps.forecast import check_budget, costs_text, plan_text, write_plan
@@ -25,6 +26,7 @@ from peft_bench.sweeps.packs import footprint, memory_bytes, pack_runs
 from peft_bench.sweeps.plan import make_plan
 from peft_bench.sweeps.status import states_by_experiment
 from peft_bench.sweeps.workers import Line, make_lines, run_all
+from peft_methods.lora import Lora
 
 LORA = "experiment=lora/table2_roberta_base_lora"
 SHORT = ["trainer.max_steps=2", "trainer.evaluate_every_steps=2", "device=cpu"]
@@ -138,7 +140,7 @@ class TestStates:
         changed[1].trainer = dataclasses.replace(changed[1].trainer, learning_rate=1e-4)
         assert states(make_plan(changed)) == ["done", "missing"]
         assert states(make_plan(cfgs)) == ["done", "done"]
-        monkeypatch.setitem(METHOD_VERSIONS, "peft_methods.lora.Lora", 9)
+        monkeypatch.setattr(Lora, "result_version", 9)
         assert states(make_plan(cfgs)) == ["done", "missing"]
 
     def test_a_moved_folder_stays_done(self, tmp_path):
@@ -149,7 +151,7 @@ class TestStates:
     def test_a_record_left_behind_by_another_version_is_stale(self, tmp_path, monkeypatch):
         cfgs = cells(tmp_path, LORA, "task=glue/sst2", "seed=0,1")
         carry_out(cfgs)
-        monkeypatch.setitem(METHOD_VERSIONS, "peft_methods.lora.Lora", 9)
+        monkeypatch.setattr(Lora, "result_version", 9)
         plan = make_plan(cfgs)
         found = {(old.label, old.differs) for old in plan.stale}
         assert found == {(cell.label, ("result versions",)) for cell in plan.cells}

@@ -252,7 +252,7 @@ def test_data_order(toy_config, toy_split):
 
 
 # Training losses of MIXED at every evaluation, made by this test's own code (float64, CPU). A change here is a change
-# of results: bump LOOP_VERSION (or the method's version) in benchmarks/runs/identity.py and say so in the commit.
+# of results: raise LOOP_VERSION in benchmarks/runs/identity.py (or the method's result_version) and say so.
 GOLDEN = {
     "lora": [0.6963881885, 0.6792046904, 0.6944653785, 0.6907389609],
     "houlsby": [1.109382035, 1.099120648, 1.09330033],
