@@ -1,6 +1,7 @@
 """A pack on its backbone: every run's method and head attached, parents' tensors copied, its job made."""
 
 import dataclasses
+import logging
 from functools import partial
 from typing import Any, cast
 
@@ -11,9 +12,7 @@ from peft_methods.attach import attach
 from peft_methods.attached import Attached
 from peft_methods.heads import ClassificationHead
 
-from ..answers.job import Job
-from ..answers.tokens import tokenize
-from ..answers.writing_job import writing_job
+from ..answers.job import Job, make_job
 from ..backbones.loading import Backbone
 from ..config.compose import build_method
 from ..config.kinds import writes_text
@@ -21,6 +20,8 @@ from ..config.schema import RunConfig, text_of
 from . import parents
 from .checks import check_length
 from .prepare import Prepared
+
+log = logging.getLogger(__name__)
 
 
 def attach_pack(todo: list[Prepared], backbone: Backbone, micro_batch_size: int | None) -> tuple[Attached, list[Job]]:
@@ -31,8 +32,6 @@ def attach_pack(todo: list[Prepared], backbone: Backbone, micro_batch_size: int 
     methods = [build_method(with_labels(p.cfg)) for p in todo]
     attached = attach(backbone.model, methods, heads, [p.cfg.seed for p in todo], backbone.tokenizer)
     try:
-        with_types = getattr(config, "type_vocab_size", 0) > 1
-        pad = backbone.tokenizer.pad_token_id
         jobs = []
         for k, p in enumerate(todo):
             check_length(p.cfg, attached.positions(k))
@@ -41,13 +40,13 @@ def attach_pack(todo: list[Prepared], backbone: Backbone, micro_batch_size: int 
                 parents.start_from(attached, k, p.parent, p.cfg.init_from.head_dense)
             cfg = _with_micro_batch(p.cfg, micro_batch_size)
             attached.streams[k].backbone = p.cfg.trainer.backbone_dropout is None
-            if writes:
-                jobs.append(writing_job(p, k, cfg, backbone, attached))
-                continue
-            if p.cfg.task.num_labels == 1 and p.cfg.trainer.regression_bias == "label_mean":
-                mean = float(np.mean(p.data.labels[p.cfg.task.train_split]))
+            if heads[k] is not None and p.cfg.task.num_labels == 1 and p.cfg.trainer.regression_bias == "label_mean":
+                mean = float(np.mean(p.data.own.labels[p.cfg.task.train_split]))
                 nn.init.constant_(cast(ClassificationHead, attached.run(k).head).out_proj.bias, mean)
-            jobs.append(Job(cfg, tokenize(p.data, backbone.tokenizer, p.cfg.trainer.max_length, with_types), pad))
+            job = make_job(cfg, p.data, backbone, attached.positions(k))
+            for note in job.notes:
+                log.warning("%s: %s", p.run_id, note)
+            jobs.append(job)
     except BaseException:
         attached.detach()
         raise

@@ -12,7 +12,7 @@ from ..backbones.files import weights_of
 from ..config.schema import RunConfig, is_control
 from ..records.schema import NewerRecordError, Record, RecordError
 from ..records.store import read_record, record_path, set_aside
-from ..tasks.examples import TaskData
+from ..tasks.examples import RunData
 from ..tasks.loading import load_run_data
 from . import parents
 from .checks import check_config
@@ -26,7 +26,7 @@ class Prepared:
     """A run that has passed every check: its data, its parent and its identity."""
 
     cfg: RunConfig
-    data: TaskData
+    data: RunData
     parent: Path | None
     identity: dict[str, Any]
     run_id: str

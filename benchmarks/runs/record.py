@@ -8,15 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from ..answers.decoding import Outputs
 from ..config.recorded import as_recorded
 from ..config.schema import RunConfig
 from ..records import leases
 from ..records.schema import SCHEMA, Record, RecordError, tolerance_for
 from ..records.store import write_record
-from ..tasks.examples import TaskData
+from ..tasks.examples import RunData
 from .prepare import Outcome, Prepared, found_done, outcome_of, prepare, recorded_score, selected_score
-from .score import RunOutput, flags_of_labels, flags_of_texts, prediction_columns, split_scores
+from .score import RunOutput
 
 
 def record_done(
@@ -25,7 +24,7 @@ def record_done(
     """The record of a finished run, written by the main process, and its outcome."""
     record = assemble(p.cfg, p.identity, p.run_id, p.departures, p.data, backbone, numerics, output)
     if write:
-        write_record(p.cfg.results_dir, record, prediction_columns(p.cfg, output, p.data))
+        write_record(p.cfg.results_dir, record, output.columns)
     return outcome_of(p, "done", ", ".join(record["flags"]), selected_score(record), 0.0)
 
 
@@ -51,43 +50,38 @@ def record_failed(
 
 
 def assemble(
-    cfg: RunConfig, identity: dict[str, Any], run_id: str, departures: dict[str, list[Any]], data: TaskData,
+    cfg: RunConfig, identity: dict[str, Any], run_id: str, departures: dict[str, list[Any]], data: RunData,
     backbone: dict[str, Any], numerics: dict[str, Any], output: RunOutput,
 ) -> Record:  # fmt: skip
     """The record of a finished run."""
-    entries = []
-    for checkpoint, by_split in output.predictions.items():
-        for split, predictions in by_split.items():
-            for metric, (value, n) in split_scores(cfg, predictions, split, checkpoint, output, data).items():
-                entries.append(
-                    {
-                        "split": split,
-                        "checkpoint": checkpoint,
-                        "epoch": output.epochs[checkpoint],
-                        "metric": metric,
-                        "score": value,
-                        "n": n,
-                    }
-                )
-    selection = cfg.task.validation_splits[0]
-    chosen = output.predictions[cfg.trainer.selection][selection]
-    flags = flags_of_texts(chosen, entries) if isinstance(chosen, Outputs) else flags_of_labels(cfg, output)
-    flags += [*output.flags, *(["parameters_did_not_move"] if output.unmoved else [])]
+    entries = [
+        {
+            "split": split,
+            "checkpoint": checkpoint,
+            "epoch": output.epochs[checkpoint],
+            "metric": metric,
+            "score": value,
+            "n": n,
+        }
+        for checkpoint, by_split in output.scores.items()
+        for split, scores in by_split.items()
+        for metric, (value, n) in scores.items()
+    ]
     record = _common(cfg, identity, run_id, departures) | {
         "status": "done",
         "cause": None,
         "backbone": backbone,
-        "data": {"source": data.source, "sha256": data.sha256, "rows": {s: len(y) for s, y in data.labels.items()}},
+        "data": {"source": data.own.source, "sha256": data.sha256, "rows": data.rows()},
         "selection": {
             "checkpoint": cfg.trainer.selection,
-            "split": selection,
+            "split": cfg.task.validation_splits[0],
             "metric": cfg.task.selection_metric,
         },
         "scores": entries,
         "history": output.history,
         "params": output.params,
         "trained_sha256": output.trained_sha256,
-        "flags": flags,
+        "flags": output.flags,
         "numerics": numerics,
         "tolerance": tolerance_for(numerics["dtype"]),
         "cost": _COST | output.cost,

@@ -12,6 +12,7 @@ from peft_methods.attached import Attached
 from peft_methods.state import file_sha256, save_trained, trained_tensors
 
 from ..answers.job import Job
+from ..answers.predictions import Labels
 from ..backbones.loading import Backbone, describe, load_backbone
 from ..config.compose import build_method
 from ..config.schema import is_control
@@ -26,7 +27,7 @@ from . import parents
 from .attach import attach_pack
 from .prepare import Outcome, Prepared, found_done
 from .record import record_done, record_failed
-from .score import RunOutput, score
+from .score import RunOutput, judge, score
 
 log = logging.getLogger(__name__)
 
@@ -129,15 +130,20 @@ def _train_and_record(
 
 def _control(p: Prepared) -> Outcome:
     """A control without a backbone: fitted on the training texts, scored like every run."""
-    task, data = p.cfg.task, p.data
+    task, data = p.cfg.task, p.data.own
     start = time.perf_counter()
     regression = task.num_labels == 1
     fitted = build_method(p.cfg.method).fit(data.texts[task.train_split], data.labels[task.train_split], regression)
     seconds = time.perf_counter() - start
-    predictions = {s: fitted.predict(rows) for s, rows in data.texts.items() if s != task.train_split}
-    output = RunOutput(
-        {"last": predictions, "best": predictions}, {"last": None, "best": None}, cost={"train_seconds": seconds}
-    )
+    asked, predictions = {}, {}
+    for name, examples in {"": data, **p.data.transfer}.items():
+        for split, rows in examples.texts.items():
+            if name or split != task.train_split:
+                called = f"{name}/{split}" if name else split
+                asked[called] = (p.cfg.transfer[name] if name else task, examples.gold(split))
+                predictions[called] = Labels(fitted.predict(rows))
+    scores, flags, columns = judge(p.cfg, {"last": predictions, "best": predictions}, asked)
+    output = RunOutput(scores, flags, columns, {"last": None, "best": None}, cost={"train_seconds": seconds})
     numerics = {
         "device": "cpu",
         "device_name": "",

@@ -174,19 +174,18 @@ def _outputs(
             write_files({path: gzip.compress(content.encode(), mtime=0)})
         yield decoding, json.loads(gzip.decompress(path.read_bytes()))["prediction"]
     if attached:
-        attached[0].detach()
+        attached[0].attached.detach()
 
 
 def _attach(record: Record, cfg: RunConfig) -> tuple[Any, Any, Any]:
-    """The run as it was selected: backbone, method, trained tensors; its job and the devices."""
+    """The run as it was selected; how it answers, and the inputs of the test split."""
     from peft_methods.attach import attach
     from peft_methods.state import load_trained
 
-    from ..answers.job import Job
-    from ..answers.texts import TextWriter
+    from .. import answers
+    from ..answers.one_run import OneRun
     from ..backbones.loading import load_backbone
     from ..config.compose import build_method, register
-    from ..config.schema import generation_of
     from ..runs import parents
     from ..tasks.loading import load_task
     from ..training import devices
@@ -199,17 +198,11 @@ def _attach(record: Record, cfg: RunConfig) -> tuple[Any, Any, Any]:
     backbone = load_backbone(cfg.backbone, cfg.scale, cfg.backbone_dir, accelerator.device, cfg.seed)
     attached = attach(backbone.model, [build_method(cfg.method)], [None], [cfg.seed], backbone.tokenizer)
     load_trained(attached, path)
-    generation = generation_of(cfg.task, cfg.scale)
-    assert generation is not None
-    writer = TextWriter(generation, backbone.tokenizer, attached.sites.architecture.decoder_only)
-    data = load_task(cfg.task, cfg.scale, cfg.data_dir)
-    splits = writer.tokenize(data, cfg.trainer.max_length, cfg.decoding.max_new_tokens, attached.positions(0))
-    return attached, Job(cfg, splits, writer.pad, texts=writer), accelerator
+    writing = answers.of(cfg, cfg.task, backbone, attached.positions(0))
+    split = writing.tokenize(load_task(cfg.task, cfg.scale, cfg.data_dir))["test"]
+    return OneRun(attached, 0, accelerator), writing, split.questions
 
 
-def _decode(attached: Any, job: Any, accelerator: Any, decoding: DecodingConfig, title: str) -> list[str]:
-    from ..answers.decoding import decode
-    from ..answers.texts import INPUTS
-
-    job.cfg = dataclasses.replace(job.cfg, decoding=decoding)
-    return decode(attached, 0, job, job.data["test" + INPUTS], accelerator, title).texts
+def _decode(one: Any, writing: Any, inputs: Any, decoding: DecodingConfig, title: str) -> list[str]:
+    writing.decoding = decoding
+    return [text for text, _ in writing.decode(one, inputs, title)]
