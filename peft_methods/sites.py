@@ -180,8 +180,8 @@ class Sites:
         return rows[slice(*site.columns)] if site.columns else rows
 
     def bias(self, site: Site) -> Tensor | None:
-        """(out,) of a projection, a view like `weight`; None where the map has none."""
-        bias: Tensor | None = self._linear(site).bias
+        """(out,) of a projection or a norm, a view like `weight`; None where it has none (T5, RMSNorm)."""
+        bias: Tensor | None = getattr(self.module(site), "bias", None)
         if bias is None:
             return None
         return bias.detach()[slice(*site.columns)] if site.columns else bias.detach()
