@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from peft_methods.attention import keys_and_values
 from peft_methods.reparameterization import Reparameterized, check_length
 from peft_methods.sites import Site, Sites
 
@@ -218,25 +219,18 @@ def _start_from_words(
 
 @torch.no_grad()
 def _activations(sites: Sites, tokens: list[int], attentions: list[Site]) -> dict[Site, tuple[Tensor, Tensor]]:
-    """Keys and values, (len(tokens), width) each, that the frozen model computes for the tokens at every attention."""
-    found: dict[str, Tensor] = {}
-    handles = []
-    for site in attentions:
-        for which in ("key", "value"):
-            projection = _key_site(sites, site, which)
-
-            def keep(module: nn.Module, args: Any, output: Tensor, projection: Site = projection) -> None:
-                start, stop = projection.columns or (0, output.shape[-1])
-                found[projection.name] = output[0, :, start:stop].float().cpu()
-
-            handles.append(sites.module(projection).register_forward_hook(keep))
+    """Keys and values, (len(tokens), width) each, as the frozen model's attentions get them for the tokens."""
     training, ids = sites.backbone.training, torch.tensor([tokens], device=sites.backbone.device)
     decoder = {"decoder_input_ids": ids} if len(sites.architecture.stacks) > 1 else {}
     try:
-        sites.backbone.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), **decoder)
+        with keys_and_values(sites.backbone) as read:
+            sites.backbone.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), **decoder)
+            pairs = {site: read[sites.module(site)] for site in attentions}
     finally:
         sites.backbone.train(training)
-        for handle in handles:
-            handle.remove()
-    pairs = {site: [_key_site(sites, site, which).name for which in ("key", "value")] for site in attentions}
-    return {site: (found[key], found[value]) for site, (key, value) in pairs.items()}
+    return {site: (_rows(keys), _rows(values)) for site, (keys, values) in pairs.items()}
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(1, heads, T, d) -> (T, heads * d), in float32 on the CPU."""
+    return x[0].transpose(0, 1).flatten(1).float().cpu()
