@@ -270,11 +270,41 @@ def _bart(config: PreTrainedConfig) -> Architecture:
     )
 
 
+def _llama(config: PreTrainedConfig) -> Architecture:
+    """Llama, SmolLM2: RMSNorm, rotary positions, grouped keys and values; no dropout modules, biases where the
+    configuration asks for some. `ffn_in` is the activated map (gate_proj), `ffn_gate` the linear one, as in T5 1.1."""
+    return Architecture(
+        stacks=(
+            Stack(
+                layers="layers",
+                projections={
+                    **{role: f"self_attn.{role[0]}_proj" for role in ("query", "key", "value")},
+                    "attention_output": "self_attn.o_proj",
+                    "ffn_in": "mlp.gate_proj",
+                    "ffn_gate": "mlp.up_proj",
+                    "ffn_out": "mlp.down_proj",
+                },
+                sublayers={"attention": "self_attn", "ffn": "mlp"},
+                sublayer_inputs={"attention": "query", "ffn": "ffn_in"},
+                norms={"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"},
+                attentions={"self_kv": "self_attn"},
+                post_norm=False,
+            ),
+        ),
+        positions="ids",
+        position_limit=lambda config: config.max_position_embeddings,
+        counts_prefix=True,
+        decoder_only=True,
+        outer_norms={"final_norm": "norm"},
+    )
+
+
 ARCHITECTURES: dict[str, Callable[[PreTrainedConfig], Architecture]] = {
     "bart": _bart,
     "bert": _bert,
     "deberta-v2": _deberta_v2,
     "gpt2": _gpt2,
+    "llama": _llama,
     "roberta": _roberta,
     "t5": _t5,
 }

@@ -21,7 +21,7 @@ from peft_methods.ia3 import IA3
 from peft_methods.lora import Lora
 from peft_methods.prefix import Prefix
 from peft_methods.prompt import Prompt
-from tests.conftest import ALL_ARCHITECTURES, ENCODER_DECODERS
+from tests.conftest import ALL_ARCHITECTURES, DECODERS, ENCODER_DECODERS
 from tests.peft_methods.oracle import Leaves, by_site, check, check_moved, path_of, plain
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft calls it
@@ -29,6 +29,7 @@ OUTPUTS = ("attention_output", "ffn_in", "ffn_out")
 TARGETS = {
     "deberta_v2": ("query", "key", "value", *OUTPUTS),
     "gpt2": OUTPUTS,
+    "llama": ("query", "key", "value", *OUTPUTS, "ffn_gate"),
     "t5": ("query", "key", "value", *OUTPUTS, "cross_query", "cross_key", "cross_value", "cross_output"),
 }
 TARGETS |= {"bart": TARGETS["t5"], "t5_gated": (*TARGETS["t5"], "ffn_gate")}
@@ -101,7 +102,7 @@ def test_prompt(architecture, tiny_backbone, tiny_batch, randomize):
     attached = attach(tiny_backbone(architecture, torch.float64), [Prompt(LENGTH, None, "normal", (), 0, ())])
     check_moved(attached, batch, tiny_backbone(architecture, torch.float64))
     both = architecture in ENCODER_DECODERS
-    task = "SEQ_2_SEQ_LM" if both else "CAUSAL_LM" if architecture == "gpt2" else "FEATURE_EXTRACTION"
+    task = "SEQ_2_SEQ_LM" if both else "CAUSAL_LM" if architecture in DECODERS else "FEATURE_EXTRACTION"
     config = PromptTuningConfig(task_type=task, num_virtual_tokens=LENGTH, num_transformer_submodules=1)
     theirs = get_peft_model(tiny_backbone(architecture, torch.float64), config).eval()
 
@@ -114,17 +115,25 @@ def test_prompt(architecture, tiny_backbone, tiny_batch, randomize):
 
 
 @pytest.mark.parametrize("mlp_hidden", [None, 6], ids=["rows", "mlp"])
-@pytest.mark.parametrize("architecture", ["gpt2", "t5", "t5_gated"])
-def test_prefix_of_a_decoder(architecture, mlp_hidden, tiny_backbone, tiny_batch, randomize):
-    """peft's prefix is a cache, so the text's positions, and T5's distances, count it, as ours do.
-
-    T5 has one layer here: see above."""
-    layers = 2 if architecture == "gpt2" else 1
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("gpt2", {}),
+        ("llama", {}),  # two keys for four heads
+        pytest.param("llama", {"num_key_value_heads": 4}, id="llama-a key for each head"),
+        ("t5", {"num_hidden_layers": 1}),
+        ("t5_gated", {"num_hidden_layers": 1}),
+    ],
+)
+def test_prefix_of_a_decoder(architecture, changes, mlp_hidden, tiny_backbone, tiny_batch, randomize):
+    """peft's prefix is a cache, so the text's positions, and T5's distances, count it, as ours do; Llama's keys there
+    are not rotated. T5 has one layer here: see above."""
 
     def backbone() -> Any:
-        return tiny_backbone(architecture, torch.float64, num_hidden_layers=layers)
+        return tiny_backbone(architecture, torch.float64, **changes)
 
-    batch, stack = tiny_batch(architecture, rows=4, width=9), "" if architecture == "gpt2" else "decoder."
+    batch, stack = tiny_batch(architecture, rows=4, width=9), "" if architecture in DECODERS else "decoder."
+    layers = backbone().config.num_hidden_layers
 
     def modules(sites: Any) -> Any:
         everywhere = Prefix(LENGTH, mlp_hidden, "random", "").modules(sites)

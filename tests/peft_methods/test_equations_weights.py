@@ -25,18 +25,18 @@ from peft_methods.ia3 import IA3
 from peft_methods.layer_norm import norm_offset
 from peft_methods.lora import Lora
 from peft_methods.protocols import Method
-from tests.conftest import ALL_ARCHITECTURES, ENCODER_DECODERS, ENCODERS
+from tests.conftest import ALL_ARCHITECTURES, BIASLESS, DECODERS, ENCODER_DECODERS, ENCODERS
 from tests.peft_methods.oracle import Leaves, by_site, check, check_moved, path_of, plain
 
 SIX = ("query", "key", "value", "attention_output", "ffn_in", "ffn_out")
 CROSS = ("cross_query", "cross_key", "cross_value", "cross_output")
-BIASED = tuple(a for a in ALL_ARCHITECTURES if not a.startswith("t5"))
+BIASED = tuple(a for a in ALL_ARCHITECTURES if a not in BIASLESS)
 PARTS = {"query": 0, "key": 1, "value": 2}  # of GPT-2's c_attn
 
 
 def targets(architecture: str) -> tuple[str, ...]:
     """Every linear map of the layers, and BERT's pooler."""
-    more = {"bert": ("pooler",), "t5_gated": ("ffn_gate",)}.get(architecture, ())
+    more = {"bert": ("pooler",), "t5_gated": ("ffn_gate",), "llama": ("ffn_gate",)}.get(architecture, ())
     return (*SIX, *(CROSS if architecture in ENCODER_DECODERS else ()), *more)
 
 
@@ -110,7 +110,7 @@ CASES: list[tuple[str, Callable[[str], Method], Write, tuple[str, ...]]] = [
     ("ia3", lambda a: IA3(), with_scales, ALL_ARCHITECTURES),
     ("norms", all_norms, with_offsets, ALL_ARCHITECTURES),
     ("full", lambda a: Full(), in_place, ALL_ARCHITECTURES),
-    ("full_top", lambda a: FullTop(1), in_place, (*ENCODERS, "gpt2")),
+    ("full_top", lambda a: FullTop(1), in_place, (*ENCODERS, *DECODERS)),
 ]
 CELLS = [pytest.param(*case[1:3], a, id=f"{case[0]}-{a}") for case in CASES for a in case[3]]
 
