@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from peft_methods.attention import PLACES, AttentionPlace
 from peft_methods.dropout import DropoutStream
 from peft_methods.inputs import Batch, Stacked, stack
-from peft_methods.protocols import defines
+from peft_methods.protocols import defines, map_taken
 from peft_methods.run_modules import RunModules
 from peft_methods.sites import EMBEDDINGS, Sites
 
@@ -196,7 +196,7 @@ class Attached(nn.Module):
             for name, module in mergeable.items():
                 site = self.table.by_name[name]
                 self.merged.setdefault(site.path, cast(Tensor, self.table.module(site).weight).clone())
-                self.table.weight(site).add_(cast(Any, module).delta_weight())
+                self.table.weight(site).add_(module.delta_weight(*map_taken(module, self.table, site)))
                 self.merged_sites.add(name)
 
     def unmerge(self) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from peft_methods.attached import TAKEN, Attached
 from peft_methods.attention import ATTENTION, PLACES, AttentionPlace
+from peft_methods.protocols import map_taken
 from peft_methods.sites import EMBEDDINGS, Site
 
 
@@ -142,7 +143,7 @@ def _output(attached: Attached, site: Site, sublayer_inputs: dict[str, Tensor]) 
                 return y
             if site.kind == "norm":
                 return owner(x, module)
-            return owner(y) if site.kind == "block" else owner(x, y)
+            return owner(y) if site.kind == "block" else owner(x, y, *map_taken(owner, attached.table, site))
 
         x = sublayer_inputs.pop(site.name) if site.kind == "sublayer" else y if site.kind == "block" else args[0]
         y = attached.each_run([x, y], through)

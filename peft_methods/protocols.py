@@ -6,7 +6,7 @@ from typing import Literal, Protocol, TypeGuard, overload
 
 from torch import Tensor, nn
 
-from peft_methods.sites import Site, Sites
+from peft_methods.sites import FrozenMap, Site, Sites
 
 
 class Method(Protocol):
@@ -33,7 +33,10 @@ class ModuleOptions(Protocol):
     # Of a head: it reads the backbone's pooled vector, which has to be there. Without it: it does not.
     needs_pooled: bool
 
-    def delta_weight(self) -> Tensor:
+    # Of a projection: its `FrozenMap` is the last argument of `forward` and `delta_weight`. Without it: not given.
+    takes_map: bool
+
+    def delta_weight(self, *frozen: FrozenMap) -> Tensor:
         """(out, in): what merging adds to a projection's frozen weight. Without it: the module cannot merge."""
 
     def collapsed(self) -> dict[str, Tensor]:
@@ -53,6 +56,7 @@ ModuleOption = Literal[
     "length",
     "place",
     "needs_pooled",
+    "takes_map",
     "delta_weight",
     "collapsed",
     "collapse",
@@ -67,3 +71,8 @@ def defines(owner: object, option: ModuleOption) -> TypeGuard[ModuleOptions]: ..
 def defines(owner: object, option: str) -> bool:
     """Whether a method, a module or a head defines an option."""
     return hasattr(owner, option)
+
+
+def map_taken(module: object, sites: Sites, site: Site) -> tuple[FrozenMap, ...]:
+    """What a module at a projection is given last: the frozen map, where it takes it."""
+    return (sites.frozen_map(site),) if defines(module, "takes_map") and module.takes_map else ()

@@ -3,6 +3,7 @@
 The kind of a site says what a module there sees and gives (B rows of one run, T tokens, H width of the site):
 
     projection   forward(x, y): input x (B, T, in) and output y (B, T, out) of a linear map -> (B, T, out)
+                 with `module.takes_map`: forward(x, y, frozen), the frozen map's weight (out, in) and bias (out,) too
     input        forward(x): input of a linear map (B, T, in) -> what the map gets instead (B, T, in)
     sublayer     forward(x, h): sub-layer input x (B, T, H) and its output h after the dropout, before the residual sum
                  (B, T, H) -> (B, T, H)
@@ -18,7 +19,7 @@ Where an architecture has them: peft_methods/architectures.py.
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,16 @@ class Site:
     stack: str = ""
     tokens: Tokens = "input"
     columns: tuple[int, int] | None = None
+
+
+class FrozenMap(NamedTuple):
+    """The frozen linear map of a projection: views of the backbone's weight (out, in) and bias (out,), if it has one.
+
+    Made anew for each use, so that it is right after the backbone has moved. No gradient flows into it.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
 
 
 class Sites:
@@ -174,7 +185,7 @@ class Sites:
 
     def weight(self, site: Site) -> Tensor:
         """(out, in) of a projection: a view of the backbone's weight, whichever way round and fused with whatever other
-        projections it lies there. No gradient flows into it. Ask anew after the backbone has moved: the view stays."""
+        projections it lies there. No gradient flows into it. Once the backbone has moved, ask for another."""
         weight: Tensor = self._linear(site).weight.detach()
         rows = weight.T if isinstance(self.module(site), Conv1D) else weight
         return rows[slice(*site.columns)] if site.columns else rows
@@ -185,6 +196,10 @@ class Sites:
         if bias is None:
             return None
         return bias.detach()[slice(*site.columns)] if site.columns else bias.detach()
+
+    def frozen_map(self, site: Site) -> FrozenMap:
+        """Weight and bias of a projection."""
+        return FrozenMap(self.weight(site), self.bias(site))
 
     def input_of(self, sublayer: Site) -> Site:
         """The projection whose input is the input of a sub-layer site."""
