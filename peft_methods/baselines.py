@@ -15,6 +15,8 @@ from peft_methods.sites import Site, Sites
 class Full:
     """Every parameter of the backbone trains, and the head. Added: none."""
 
+    result_version = 1
+
     def modules(self, sites: Sites) -> dict[Site, nn.Module]:
         return {}
 
@@ -30,6 +32,7 @@ class FullTop:
     Added: none.
     """
 
+    result_version = 1
     layers: int
 
     def modules(self, sites: Sites) -> dict[Site, nn.Module]:
@@ -49,6 +52,8 @@ class FullTop:
 @dataclass(frozen=True)
 class HeadOnly:
     """Nothing but the head trains: the control that says what the frozen features give away."""
+
+    result_version = 1
 
     def modules(self, sites: Sites) -> dict[Site, nn.Module]:
         return {}

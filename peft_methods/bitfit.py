@@ -35,6 +35,7 @@ class BitFit:
     """`biases`: "all", or "query_ffn_in": the paper's subset, the query and first feed-forward projection's biases
     (section 3, called b_q and b_m2; about half of all biases)."""
 
+    result_version = 1
     biases: str
 
     def modules(self, sites: Sites) -> dict[Site, nn.Module]:

@@ -118,6 +118,7 @@ class BlockAdapter(Bottleneck):
 class Houlsby:
     """An adapter at each sub-layer output. Published values: conf/method/houlsby.yaml, conf/method/adapter_h.yaml."""
 
+    result_version = 1
     bottleneck_dim: int
     activation: str
     init: str
@@ -139,6 +140,7 @@ class Houlsby:
 class Parallel:
     """An adapter beside each of `sublayers` ("attention", "ffn"). Published values: conf/method/parallel.yaml."""
 
+    result_version = 1
     bottleneck_dim: int
     activation: str
     init: str
@@ -158,6 +160,7 @@ class Parallel:
 class Pfeiffer:
     """One adapter per layer; `skip_layers` leaves the first n layers without (AdapterDrop, Rückle et al. 2021)."""
 
+    result_version = 1
     bottleneck_dim: int
     activation: str
     init: str
@@ -175,6 +178,7 @@ class Pfeiffer:
 class SharedPfeiffer:
     """One adapter, the same at every layer: probably the AdapterDrop row with 0.3M of LoRA's table 2."""
 
+    result_version = 1
     bottleneck_dim: int
     activation: str
     init: str
@@ -190,6 +194,7 @@ class SharedPfeiffer:
 class AdapterL:
     """An adapter after each layer of a model that normalizes first. Published values: conf/method/adapter_l.yaml."""
 
+    result_version = 1
     bottleneck_dim: int
     activation: str
     init: str

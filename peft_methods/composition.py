@@ -6,11 +6,11 @@ Trained, added, stored: the sums of the parts.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
-from peft_methods.protocols import defines
+from peft_methods.protocols import MethodOption, defines
 from peft_methods.sites import Site, Sites
 
 
@@ -18,6 +18,7 @@ from peft_methods.sites import Site, Sites
 class Composition:
     """The modules of every part; two at one site are refused. Published values: conf/method/mam.yaml."""
 
+    result_version = 1
     parts: Sequence[Any]
 
     def modules(self, sites: Sites) -> dict[Site, nn.Module]:
@@ -27,6 +28,10 @@ class Composition:
         for part in self.parts:
             if defines(part, "trained_in_place"):
                 raise ValueError(f"{type(part).__name__} trains the backbone in place and is no part of a composition")
+            if option := next((name for name in get_args(MethodOption) if defines(part, name)), None):
+                raise ValueError(
+                    f"{type(part).__name__} defines {option}, which a composition does not hand on: use it alone"
+                )
             own = part.modules(sites)
             if both := [site.name for site in own if site in modules]:
                 raise ValueError(f"two parts at {both[0]}: a site takes one module of a run; change method.parts")

@@ -42,6 +42,8 @@ class InputScaling(nn.Module):
 class IA3:
     """No settings: what is scaled is the method."""
 
+    result_version = 1
+
     def modules(self, sites: Sites) -> dict[Site, nn.Module]:
         """Cross-attentions too, where there are some."""
         scaled = [role for role in ("key", "value", "cross_key", "cross_value") if sites.has(role)]

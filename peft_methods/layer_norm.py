@@ -56,5 +56,7 @@ def norm_offset(sites: Sites, site: Site) -> nn.Module:
 class LayerNorm:
     """It has no settings."""
 
+    result_version = 1
+
     def modules(self, sites: Sites) -> dict[Site, nn.Module]:
         return {site: norm_offset(sites, site) for site in sites.norms()}

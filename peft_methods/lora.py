@@ -55,6 +55,7 @@ class LowRank(nn.Module):
 class Lora:
     """Published values: conf/method/lora.yaml."""
 
+    result_version = 1
     rank: int
     alpha: float
     dropout: float

@@ -133,6 +133,7 @@ class Prefix:
     computes for `words` (which must have `length` tokens), exactly without an MLP, by fitting the MLP with one.
     """
 
+    result_version = 1
     length: int
     mlp_hidden: int | None
     init: str
@@ -160,6 +161,7 @@ class Prefix:
 class Infix:
     """GPT-2 only. Published values: conf/method/infix.yaml."""
 
+    result_version = 1
     length: int
     mlp_hidden: int | None
 

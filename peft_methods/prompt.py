@@ -69,6 +69,7 @@ class Prompt:
     vocabulary's first ids are sampled from (all of a smaller one). labels: words or phrases, for init="class_labels".
     """
 
+    result_version = 1
     length: int
     mlp_hidden: int | None
     init: str

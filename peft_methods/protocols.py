@@ -2,6 +2,8 @@
 `ModuleOptions` is optional: what is left out counts as each comment says. `defines` is the one look-up.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol, TypeGuard, overload
 
 from torch import Tensor, nn
@@ -10,16 +12,39 @@ from peft_methods.sites import FrozenMap, Site, Sites
 
 
 class Method(Protocol):
-    """What a method file provides: the modules it wants, by site."""
+    """What a method file provides: the modules it wants, by site, and its result version."""
+
+    @property
+    def result_version(self) -> int:
+        """A class attribute, part of every run's identity: raised when the method's results change, so that its runs
+        are made again."""
 
     def modules(self, sites: Sites) -> dict[Site, nn.Module]: ...
 
 
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Trained parameters, by their names in `RunModules.trained`, and what their learning rate is multiplied by."""
+
+    parameters: Mapping[str, nn.Parameter]
+    rate: float = 1.0
+
+
 class MethodOptions(Protocol):
-    """Functions that a method may define."""
+    """Functions that a method may define. modules: the run's, by the names of their sites."""
 
     def trained_in_place(self, sites: Sites) -> list[str]:
         """Names of backbone parameters that train themselves (baselines.py). Without it: none."""
+
+    def parameter_groups(self, trained: Mapping[str, nn.Parameter]) -> Sequence[ParameterGroup]:
+        """The trained parameters that have a learning rate of their own. Without it: none."""
+
+    def extra_loss(self, modules: Mapping[str, nn.Module]) -> Tensor:
+        """() what is added to the mean loss of an optimizer step. Without it: nothing."""
+
+    def after_step(self, modules: Mapping[str, nn.Module], step: int, total_steps: int) -> None:
+        """Called after optimizer step `step` of 1 to `total_steps`, with that step's gradients still there. What it
+        keeps from step to step has to be parameters: nothing else is in a checkpoint. Without it: nothing happens."""
 
 
 class ModuleOptions(Protocol):
@@ -50,7 +75,7 @@ class ModuleOptions(Protocol):
         Without it: none."""
 
 
-MethodOption = Literal["trained_in_place"]
+MethodOption = Literal["trained_in_place", "parameter_groups", "extra_loss", "after_step"]
 ModuleOption = Literal[
     "stands_for_existing",
     "length",

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from peft_methods.protocols import Method, defines
+from peft_methods.protocols import Method, ParameterGroup, defines
 from peft_methods.sites import Site
 
 
@@ -53,3 +53,27 @@ class RunModules(nn.Module):
         for module in self.sites.values():
             if defines(module, "collapse"):
                 module.collapse()
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Everything trained, split by learning rate: first what has the run's own, then what the method sets apart.
+
+        Raises ValueError where the method names a parameter twice, or one that does not train.
+        """
+        trained, method = self.trained(), self.method
+        apart = method.parameter_groups(trained) if defines(method, "parameter_groups") else ()
+        names = [name for group in apart for name in group.parameters]
+        if wrong := [name for name in names if name not in trained or names.count(name) > 1]:
+            raise ValueError(
+                f"{type(method).__name__}.parameter_groups gives {wrong[0]!r} {names.count(wrong[0])} times: expected "
+                "parameters that train, each once"
+            )
+        return [ParameterGroup({n: p for n, p in trained.items() if n not in names}), *apart]
+
+    def extra_loss(self) -> Tensor | None:
+        """() what the method adds to the mean loss of an optimizer step; None where it adds nothing."""
+        return self.method.extra_loss(self.by_site) if defines(self.method, "extra_loss") else None
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        """Tell the method that optimizer step `step` of 1 to `total_steps` is made; the gradients are still there."""
+        if defines(self.method, "after_step"):
+            self.method.after_step(self.by_site, step, total_steps)
