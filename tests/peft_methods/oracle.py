@@ -138,7 +138,16 @@ def path_of(architecture: str, site: str) -> str:
 def by_site(leaves: Leaves) -> dict[str, Leaves]:
     """The trained tensors of each site by their own last name: "up.weight", "A"."""
     sites: dict[str, Leaves] = {}
-    endings = ("down.weight", "down.bias", "up.weight", "up.bias", "norm.weight", "norm.bias")
+    endings = (
+        "low_rank.A",
+        "low_rank.B",
+        "down.weight",
+        "down.bias",
+        "up.weight",
+        "up.bias",
+        "norm.weight",
+        "norm.bias",
+    )
     for name, leaf in leaves.items():
         own = next((end for end in endings if name.endswith(f".{end}")), name.rpartition(".")[2])
         sites.setdefault(name.removeprefix("sites.").removesuffix(f".{own}"), {})[own] = leaf

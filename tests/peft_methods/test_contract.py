@@ -29,6 +29,7 @@ from peft_methods.bitfit import BitFit
 from peft_methods.bottleneck import AdapterL, Houlsby, Parallel, Pfeiffer, SharedPfeiffer
 from peft_methods.composition import Composition
 from peft_methods.counting import count_parameters
+from peft_methods.dora import Dora
 from peft_methods.heads import ClassificationHead
 from peft_methods.ia3 import IA3
 from peft_methods.layer_norm import LayerNorm
@@ -37,6 +38,7 @@ from peft_methods.prefix import Infix, Prefix
 from peft_methods.prompt import Prompt
 from peft_methods.protocols import Method
 from peft_methods.state import load_trained, save_trained
+from peft_methods.vera import Vera
 from tests.conftest import ALL_ARCHITECTURES, BIASLESS, DECODERS, ENCODER_DECODERS, ENCODERS
 
 LABELS = 3
@@ -180,9 +182,13 @@ def parallel_ffn(s: Shape, m: int) -> int:
     return adapters(lambda s: s.layers)(s, m)
 
 
-def lora(per_layer: Callable[[Shape], int], cross: Callable[[Shape], int] = lambda s: 0) -> Callable[[Shape, int], int]:
-    """r·(in + out) a target."""
-    return lambda s, r: r * (s.layers * per_layer(s) + s.cross * cross(s))
+def lora(
+    per_layer: Callable[[Shape], int],
+    cross: Callable[[Shape], int] = lambda s: 0,
+    more: Callable[[Shape], int] = lambda s: 0,
+) -> Callable[[Shape, int], int]:
+    """r·(in + out) a target; more: of every layer, whatever r."""
+    return lambda s, r: s.layers * (r * per_layer(s) + more(s)) + s.cross * r * cross(s)
 
 
 def prompt(length: int, init: str = "normal", mlp_hidden: int | None = None) -> Prompt:
@@ -276,6 +282,24 @@ METHODS = [
         trained=lora(lambda s: 0, lambda s: 4 * (s.H + s.A)),
         added=lora(lambda s: 0, lambda s: 4 * (s.H + s.A)),
         on=ENCODER_DECODERS,
+    ),
+    Case(
+        "dora",
+        lambda r: Dora(r, 16.0, 0.1, ("query", "value"), "kaiming_uniform"),
+        trained=lora(lambda s: s.H + s.A + s.H + s.K, more=lambda s: s.A + s.K),
+        added=lora(lambda s: s.H + s.A + s.H + s.K, more=lambda s: s.A + s.K),
+    ),
+    Case(
+        "dora_six",
+        lambda r: Dora(r, 8.0, 0.0, SIX, "normal_0.02"),
+        trained=lora(lambda s: 2 * (2 * s.H + s.A + s.K + s.H + s.F), more=lambda s: s.A + 2 * s.K + 2 * s.H + s.F),
+        added=lora(lambda s: 2 * (2 * s.H + s.A + s.K + s.H + s.F), more=lambda s: s.A + 2 * s.K + 2 * s.H + s.F),
+    ),
+    Case(
+        "vera",
+        lambda r: Vera(r, 0.1, 0.1, ("value", "ffn_in"), 0),
+        trained=lora(lambda s: 2, more=lambda s: s.K + s.F),
+        added=lora(lambda s: 2, more=lambda s: s.K + s.F),
     ),
     Case(
         "bitfit",
@@ -585,7 +609,7 @@ def test_trains_in_a_pack_as_alone(case, architecture, tiny_backbone, tiny_batch
 
 
 # They have modules at the query or key projection, or at the relative embeddings' norm, which a pack cannot slice.
-DEBERTA_ALONE = ("houlsby", "lora", "lora_six", "bitfit", "bitfit_subset", "ia3", "layer_norm")
+DEBERTA_ALONE = ("houlsby", "lora", "lora_six", "dora", "dora_six", "bitfit", "bitfit_subset", "ia3", "layer_norm")
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")

@@ -12,15 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, VeraConfig, get_peft_model
 from torch import Tensor
 from torch.func import functional_call
 
 from peft_methods.attach import attach
+from peft_methods.dora import Dora
 from peft_methods.ia3 import IA3
 from peft_methods.lora import Lora
 from peft_methods.prefix import Prefix
 from peft_methods.prompt import Prompt
+from peft_methods.vera import Vera
 from tests.conftest import ALL_ARCHITECTURES, DECODERS, ENCODER_DECODERS
 from tests.peft_methods.oracle import Leaves, by_site, check, check_moved, path_of, plain
 
@@ -61,6 +63,56 @@ def test_lora(architecture, tiny_backbone, tiny_batch, randomize):
             for name, leaf in own.items()
         }
         return outputs_with(theirs, changed, batch)
+
+    check(attached, batch, architecture, oracle)
+
+
+@pytest.mark.parametrize("architecture", ["bert", *TARGETS])
+def test_dora(architecture, tiny_backbone, tiny_batch, randomize):
+    targets = TARGETS.get(architecture, ("query", "value", *OUTPUTS))
+    batch = tiny_batch(architecture, rows=4, width=9)
+    attached = attach(tiny_backbone(architecture, torch.float64), [Dora(3, 7.0, 0.0, targets, "normal_0.02")])
+    randomize(attached.run(0), seed=5)
+    check_moved(attached, batch, tiny_backbone(architecture, torch.float64))
+    paths = [path_of(architecture, site) for site in attached.run(0).by_site]
+    settings = {"r": 3, "lora_alpha": 7, "use_dora": True, "fan_in_fan_out": architecture == "gpt2"}
+    theirs = get_peft_model(
+        tiny_backbone(architecture, torch.float64), LoraConfig(**settings, target_modules=paths)
+    ).eval()
+    names = {"low_rank.A": "lora_A", "low_rank.B": "lora_B", "magnitude": "lora_magnitude_vector"}
+
+    def oracle(leaves: Leaves) -> Tensor:
+        changed = {
+            f"base_model.model.{path_of(architecture, site)}.{names[name]}.default.weight": leaf
+            for site, own in by_site(leaves).items()
+            for name, leaf in own.items()
+        }
+        return outputs_with(theirs, changed, batch)
+
+    check(attached, batch, architecture, oracle)
+
+
+@pytest.mark.parametrize("architecture", ["bert", *TARGETS])
+def test_vera(architecture, tiny_backbone, tiny_batch, randomize):
+    """Each draws the shared pair from the seed."""
+    targets = TARGETS.get(architecture, ("query", "value", *OUTPUTS))
+    batch = tiny_batch(architecture, rows=4, width=9)
+    attached = attach(tiny_backbone(architecture, torch.float64), [Vera(5, 0.3, 0.0, targets, 7)])
+    randomize(attached.run(0), seed=5)
+    check_moved(attached, batch, tiny_backbone(architecture, torch.float64))
+    paths = [path_of(architecture, site) for site in attached.run(0).by_site]
+    settings = {"r": 5, "d_initial": 0.3, "projection_prng_key": 7, "fan_in_fan_out": architecture == "gpt2"}
+    theirs = get_peft_model(
+        tiny_backbone(architecture, torch.float64), VeraConfig(**settings, target_modules=paths)
+    ).double()
+
+    def oracle(leaves: Leaves) -> Tensor:
+        changed = {
+            f"base_model.model.{path_of(architecture, site)}.vera_lambda_{name}.default": leaf
+            for site, own in by_site(leaves).items()
+            for name, leaf in own.items()
+        }
+        return outputs_with(theirs.eval(), changed, batch)
 
     check(attached, batch, architecture, oracle)
 
