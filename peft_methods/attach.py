@@ -15,6 +15,14 @@ from peft_methods.protocols import Method, defines
 from peft_methods.run_modules import RunModules
 from peft_methods.sites import Site, Sites
 
+# What a training loop may switch on a module of transformers, by its attributes there; the last two are handles.
+_SWITCHES = (
+    "training",
+    "gradient_checkpointing",
+    "_gradient_checkpointing_func",
+    "_require_grads_hooks",
+    "_require_grads_hook",
+)
 _TASK_HEAD = re.compile(r"For(Sequence|Token)Classification|ForQuestionAnswering|ForMultipleChoice|DoubleHeads")
 
 
@@ -64,13 +72,57 @@ def attach(
         streams.append(stream)
 
     attached = Attached(sites, runs, streams)
-    backbone.requires_grad_(False)
-    for run in runs:
-        for name, parameter in run.in_place.items():
-            attached.originals[name] = parameter.detach().clone()
-            parameter.requires_grad_(True)
+    _keep_switches(attached)
+    _freeze(attached)
     install(attached)
     return attached.eval()
+
+
+def _keep_switches(attached: Attached) -> None:
+    """Let `detach` restore what attaching, training or generating switch on the backbone, which others use after us."""
+    modules = {
+        module: {n: vars(module)[n] for n in _SWITCHES if n in vars(module)} for module in attached.backbone.modules()
+    }
+    configs: list[Any] = [config for m in modules if hasattr(config := getattr(m, "config", None), "use_cache")]
+    caches = [(config, config.use_cache) for config in configs]
+
+    def restore() -> None:
+        for module, values in modules.items():
+            handles = vars(module).get("_require_grads_hooks", [])
+            if handles is not values.get("_require_grads_hooks"):  # disabling checkpointing does not remove them
+                for handle in handles:
+                    handle.remove()
+            for name in _SWITCHES:
+                vars(module).pop(name, None)
+            vars(module).update(values)
+        for config, use_cache in caches:
+            config.use_cache = use_cache
+
+    attached.undo.callback(restore)
+
+
+def _freeze(attached: Attached) -> None:
+    """Freeze the backbone, but for the parameters that train in place, of which a copy is kept."""
+    backbone = attached.backbone
+    required = [(parameter, parameter.requires_grad) for parameter in backbone.parameters()]
+    in_place = [p for k in range(len(attached.runs)) for p in attached.run(k).in_place.values()]
+    originals = [(parameter, parameter.detach().clone()) for parameter in in_place]
+
+    @torch.no_grad()
+    def thaw() -> None:
+        for parameter, original in originals:
+            parameter.copy_(original)
+        for k in range(len(attached.runs)):
+            attached.run(k).in_place = {}
+        for parameter, requires_grad in required:
+            parameter.requires_grad_(requires_grad)
+        backbone.zero_grad(set_to_none=True)
+
+    attached.undo.callback(thaw)
+    attached.undo.callback(attached.unmerge)
+    backbone.requires_grad_(False)
+    for parameter in in_place:
+        parameter.requires_grad_(True)
 
 
 def attached_to(backbone: PreTrainedModel) -> Attached | None:
@@ -103,8 +155,8 @@ def _check_backbone(backbone: Any, heads: bool) -> None:
 def why_alone(attached: Attached) -> str | None:
     """Why the (first) attached run cannot share a pack on this backbone; None where it can."""
     run = attached.run(0)
-    used = [attached.table.by_name[name] for name in run.by_site]
-    return _why_alone(attached.table, run.method, used, bool(run.in_place))
+    used = [attached.sites.by_name[name] for name in run.by_site]
+    return _why_alone(attached.sites, run.method, used, bool(run.in_place))
 
 
 def _why_alone(sites: Sites, method: Method, used: list[Site], in_place: bool) -> str | None:

@@ -1,4 +1,4 @@
-"""A backbone with K runs on it: forward, generation, merging, detaching.
+"""A backbone with K runs on it: forward and generation. Attaching is in attach.py, merging in merge.py.
 
 A pack stacks the batches of its runs along the first axis, pushes them through the backbone together, and at each
 site routes every run's rows through that run's module. K = 1 is the ordinary case. Nothing here knows a method or an
@@ -6,6 +6,7 @@ architecture: methods name sites, architectures.py names modules, hooks.py puts 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, cast
 from weakref import WeakKeyDictionary, ref
 
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from peft_methods.attention import PLACES, AttentionPlace
+from peft_methods.attention import AttentionPlace
 from peft_methods.dropout import DropoutStream
 from peft_methods.inputs import Batch, Stacked, stack
-from peft_methods.protocols import defines, map_taken
+from peft_methods.merge import Merged
 from peft_methods.run_modules import RunModules
 from peft_methods.sites import EMBEDDINGS, Sites
 
@@ -26,7 +27,7 @@ TAKEN: "WeakKeyDictionary[nn.Module, ref[Attached]]" = WeakKeyDictionary()  # ba
 class Attached(nn.Module):
     """A backbone with K runs on it. Call it with one batch per run; it returns one tensor per run.
 
-    Made by `attach`; `detach` removes every hook and restores the backbone.
+    Made by `attach`; `detach` restores the backbone.
     """
 
     def __init__(self, sites: Sites, runs: Sequence[RunModules], streams: Sequence[DropoutStream]):
@@ -34,18 +35,12 @@ class Attached(nn.Module):
         self.backbone: PreTrainedModel = sites.backbone
         self.runs = nn.ModuleList(runs)
         self.streams = list(streams)
-        self.table = sites
+        self.sites = sites
         self.stacked = Stacked()
         self.places: list[AttentionPlace] = []
-        self.handles: list[Any] = []
-        self.switched_off: list[tuple[nn.Module, str, float]] = []  # functional dropouts: (module, attribute, value)
         self.dropout_calls: dict[str, int] = {}
-        self.originals: dict[str, Tensor] = {}  # of parameters that train in place
-        self.merged: dict[str, Tensor] = {}  # path -> the frozen weight as it was
-        self.merged_sites: set[str] = set()
-        self._attention_before = self.backbone.config._attn_implementation
-        self._was_training = self.backbone.training
-        self._required_grad = [parameter.requires_grad for parameter in self.backbone.parameters()]
+        self.merged = Merged(sites)
+        self.undo = ExitStack()  # a step for every change to the backbone; `detach` takes them, the last first
 
     def run(self, k: int) -> RunModules:
         """What run k trains."""
@@ -61,11 +56,11 @@ class Attached(nn.Module):
 
     def positions(self, k: int) -> int | None:
         """How many tokens the position table leaves to run k's text; None where positions are relative."""
-        limit = self.table.architecture.position_limit
+        limit = self.sites.architecture.position_limit
         if limit is None:
             return None
         own = self.run(k).at(EMBEDDINGS)
-        taken = self.prefix(k) * self.table.architecture.counts_prefix + (0 if own is None else own.length)
+        taken = self.prefix(k) * self.sites.architecture.counts_prefix + (0 if own is None else own.length)
         return limit(self.backbone.config) - taken
 
     def forward(self, batches: Sequence[Batch | None]) -> list[Tensor | None]:
@@ -107,7 +102,7 @@ class Attached(nn.Module):
             raise ValueError(f"{type(self.backbone).__name__} has no language-modelling head: it cannot generate")
         if self.training:
             raise ValueError("generation needs evaluation mode: call eval() first")
-        decoder_only = self.table.architecture.decoder_only
+        decoder_only = self.sites.architecture.decoder_only
         inputs = self._stack(batches, to_the_right=decoder_only)
         inputs.pop("position_ids", None)  # generate counts them itself, from the mask too
         config = self.backbone.config
@@ -124,16 +119,16 @@ class Attached(nn.Module):
 
     def _check_room(self, inputs: dict[str, Tensor], new: int | None) -> None:
         """The position table bounds what is written, too."""
-        limit = self.table.architecture.position_limit
+        limit = self.sites.architecture.position_limit
         if limit is None or new is None:
             return
-        counted = self.table.architecture.counts_prefix
+        counted = self.sites.architecture.counts_prefix
         prefix = max(self.prefix(k) for k in range(len(self.runs))) * counted
         # a decoder reads its start and all it writes but the last
-        taken = prefix + inputs["input_ids"].shape[1] - 1 if self.table.architecture.decoder_only else 0
+        taken = prefix + inputs["input_ids"].shape[1] - 1 if self.sites.architecture.decoder_only else 0
         if taken + new > (most := limit(self.backbone.config)):
             raise ValueError(
-                f"max_new_tokens={new} with {taken} positions before it: {self.table.model_type} has {most}; ask for "
+                f"max_new_tokens={new} with {taken} positions before it: {self.sites.model_type} has {most}; ask for "
                 "fewer, or shorten the text or the prompt"
             )
 
@@ -146,66 +141,25 @@ class Attached(nn.Module):
         return self
 
     def detach(self) -> PreTrainedModel:
-        """Remove every hook, restore what trained in place, and give the backbone back as it was.
+        """Give the backbone back as `attach` found it: weights, hooks, and whatever was switched on or off meanwhile.
 
         What was trained stays here to be read; calling, generating and merging are over.
         """
-        if self.table.base not in TAKEN or TAKEN[self.table.base]() is not self:
-            return self.backbone
-        if self.merged:
-            self.unmerge()
-        for handle in self.handles:
-            handle.remove()
-        self.handles.clear()
-        self.places.clear()
-        for module in self.backbone.modules():
-            PLACES.pop(module, None)
-        del TAKEN[self.table.base]
-        for module, attribute, value in self.switched_off:
-            setattr(module, attribute, value)
-        self.switched_off.clear()
-        with torch.no_grad():
-            parameters = dict(self.backbone.named_parameters())
-            for name, original in self.originals.items():
-                parameters[name].copy_(original)
-        for run in self.runs:
-            cast(RunModules, run).in_place = {}
-        for parameter, required in zip(self.backbone.parameters(), self._required_grad, strict=True):
-            parameter.requires_grad_(required)
-        self.backbone.zero_grad(set_to_none=True)
-        if self.backbone.config._attn_implementation != self._attention_before:
-            self.backbone.set_attn_implementation(self._attention_before)
-        self.backbone.train(self._was_training)
+        self.undo.close()
         return self.backbone
 
     def merge(self) -> None:
         """Add each low-rank update to its frozen weight: same logits without the update's matrix products (the hooks
         themselves stay, a fixed cost a layer; `peft-bench latency` measures it). One run only; `unmerge` undoes it bit
-        for bit (the original weights are kept, since W + D - D is not W in floating point)."""
+        for bit."""
         self._check_attached()
         if len(self.runs) != 1:
             raise ValueError(f"merge needs exactly one run on the backbone, this pack has {len(self.runs)}")
-        mergeable = {name: m for name, m in self.run(0).by_site.items() if defines(m, "delta_weight")}
-        if not mergeable or self.merged:
-            raise ValueError(
-                "nothing to merge: the weights are merged already"
-                if self.merged
-                else f"{type(self.run(0).method).__name__} has no module that merges; only low-rank updates do"
-            )
-        with torch.no_grad():
-            for name, module in mergeable.items():
-                site = self.table.by_name[name]
-                self.merged.setdefault(site.path, cast(Tensor, self.table.module(site).weight).clone())
-                self.table.weight(site).add_(module.delta_weight(*map_taken(module, self.table, site)))
-                self.merged_sites.add(name)
+        self.merged.add(self.run(0))
 
     def unmerge(self) -> None:
         """Restore the frozen weights as they were before `merge`."""
-        with torch.no_grad():
-            for path, original in self.merged.items():
-                cast(Tensor, self.table.base.get_submodule(path).weight).copy_(original)
-        self.merged.clear()
-        self.merged_sites.clear()
+        self.merged.restore()
 
     def each_run(self, tensors: Sequence[Tensor], function: Callable[..., Tensor]) -> Tensor:
         """function(k, *rows of run k) for every run with rows, put together again along the first axis."""
@@ -236,7 +190,7 @@ class Attached(nn.Module):
             )
 
     def _check_attached(self) -> None:
-        if (there := TAKEN.get(self.table.base)) is None or there() is not self:
+        if (there := TAKEN.get(self.sites.base)) is None or there() is not self:
             raise ValueError("these runs are detached: attach their methods again and load their tensors (state.py)")
 
     def _stack(self, batches: Sequence[Batch | None], to_the_right: bool = False) -> dict[str, Tensor]:
@@ -244,11 +198,11 @@ class Attached(nn.Module):
         if len(batches) != len(self.runs):
             raise ValueError(f"{len(batches)} batches for {len(self.runs)} runs: give one per run, None to skip one")
         prefixes = [self.prefix(k) for k in range(len(self.runs))]
-        self.stacked = stack(self.table, batches, self.owners(EMBEDDINGS), prefixes, to_the_right)
+        self.stacked = stack(self.sites, batches, self.owners(EMBEDDINGS), prefixes, to_the_right)
         self.dropout_calls.clear()
         for stream, padding in zip(self.streams, self.stacked.padding, strict=True):
             stream.padding = padding
         inputs = dict(self.stacked.inputs)
-        if self.table.architecture.positions == "hook":
+        if self.sites.architecture.positions == "hook":
             del inputs["position_ids"]  # hooks.py puts them where they belong
         return inputs

@@ -48,7 +48,7 @@ def count_parameters(attached: Attached, k: int = 0) -> ParameterCounts:
         stored=stored,
         merged=stored - head - in_place - existing - mergeable,
         backbone=sum(p.numel() for p in attached.backbone.parameters()),
-        layers=attached.table.layer_parameters(),
+        layers=attached.sites.layer_parameters(),
     )
 
 

@@ -19,19 +19,19 @@ from peft_methods.sites import EMBEDDINGS, Site
 
 
 def install(attached: Attached) -> None:
-    """Put every hook of the pack in place; `Attached.detach` removes them."""
-    table, arch = attached.table, attached.table.architecture
+    """Put every hook of the pack in place, each with the step that removes it."""
+    sites, arch = attached.sites, attached.sites.architecture
     names = {name for k in range(len(attached.runs)) for name in attached.run(k).by_site}
-    used = [site for site in table.all if site.name in names]
+    used = [site for site in sites.all if site.name in names]
 
     def before(path: str, hook: Callable[..., Any], with_kwargs: bool = False) -> None:
-        module = table.base.get_submodule(path)
-        attached.handles.append(module.register_forward_pre_hook(hook, with_kwargs=with_kwargs))
+        module = sites.base.get_submodule(path)
+        attached.undo.callback(module.register_forward_pre_hook(hook, with_kwargs=with_kwargs).remove)
 
     def after(path: str, hook: Callable[..., Any]) -> None:
-        attached.handles.append(table.base.get_submodule(path).register_forward_hook(hook))
+        attached.undo.callback(sites.base.get_submodule(path).register_forward_hook(hook).remove)
 
-    for name, module in table.base.named_modules():
+    for name, module in sites.base.named_modules():
         if isinstance(module, nn.Dropout):
             after(name, _dropout(attached, name, module.p))
     functional = _functional_dropouts(attached)
@@ -41,7 +41,7 @@ def install(attached: Attached) -> None:
     sublayer_inputs: dict[str, Tensor] = {}
     for site in used:
         if site.kind == "sublayer":  # before the hooks that change a projection's input
-            before(table.input_of(site).path, _keep_input(site, sublayer_inputs))
+            before(sites.input_of(site).path, _keep_input(site, sublayer_inputs))
     for site in used:
         if site.kind == "input":
             before(site.path, _input(attached, site))
@@ -55,20 +55,22 @@ def install(attached: Attached) -> None:
             after(site.path, _output(attached, site, sublayer_inputs))
     if EMBEDDINGS in names or arch.counts_prefix:
         before(arch.inputs, _model_input(attached), with_kwargs=True)
-    if EMBEDDINGS in names and arch.pooler and getattr(table.base, arch.pooler, None) is not None:
+    if EMBEDDINGS in names and arch.pooler and getattr(sites.base, arch.pooler, None) is not None:
         before(arch.pooler, _first_token(attached))
     if arch.position_module:
         after(arch.position_module, _positions(attached))
     _switch_off(attached, {field for _, _, field in functional})
-    if any(site.kind == "attention" for site in table.all):
+    if any(site.kind == "attention" for site in sites.all):
         _attention_places(attached)
+        attached.undo.callback(attached.backbone.set_attn_implementation, attached.backbone.config._attn_implementation)
         attached.backbone.set_attn_implementation(ATTENTION)
-    TAKEN[table.base] = ref(attached)  # the hooks hold it
+    TAKEN[sites.base] = ref(attached)  # the hooks hold it
+    attached.undo.callback(TAKEN.pop, sites.base)
 
 
 def _dropout(attached: Attached, name: str, p: float) -> Callable[..., Any]:
     """Draws every run's own masks for the output of the dropout `name` (or of what stands for it)."""
-    stacks = attached.table.architecture.stacks
+    stacks = attached.sites.architecture.stacks
     tokens = next((s.tokens for s in stacks if s.name and name.startswith(f"{s.name}.")), "input")
     in_a_layer = any(name.startswith(f"{stack.layers}.") for stack in stacks)
 
@@ -101,11 +103,11 @@ def _input_dropout(dropout: Callable[..., Any]) -> Callable[..., Any]:
 
 def _functional_dropouts(attached: Attached) -> list[tuple[str, str, str]]:
     """(path, "input" or "output", configuration field) of every dropout that is no module."""
-    table, arch = attached.table, attached.table.architecture
+    sites, arch = attached.sites, attached.sites.architecture
     inside = [
         (f"{stack.layers}.{i}.{path}", side, field)
         for stack in arch.stacks
-        for i in range(table.depths[stack.name])
+        for i in range(sites.depths[stack.name])
         for path, side, field in stack.functional_dropouts
     ]
     return [*((path, "output", field) for path, field in arch.outer_functional_dropouts), *inside]
@@ -116,13 +118,13 @@ def _probability(attached: Attached, field: str) -> float:
 
 
 def _switch_off(attached: Attached, fields: set[str]) -> None:
-    """The functional dropouts whose equals are hooked now; `detach` switches them on again."""
-    attentions = {id(attached.table.module(site)) for site in attached.table.all if site.kind == "attention"}
-    for module in attached.table.base.modules():
+    """Switch off the functional dropouts whose equals are hooked now."""
+    attentions = {id(attached.sites.module(site)) for site in attached.sites.all if site.kind == "attention"}
+    for module in attached.sites.base.modules():
         for field in fields:
             value = getattr(module, field, None)
             if isinstance(value, float) and id(module) not in attentions:  # those the attention function draws
-                attached.switched_off.append((module, field, value))
+                attached.undo.callback(setattr, module, field, value)
                 setattr(module, field, 0.0)
 
 
@@ -131,7 +133,7 @@ def _output(attached: Attached, site: Site, sublayer_inputs: dict[str, Tensor]) 
     owners = attached.owners(site.name)
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if site.name in attached.merged_sites:
+        if site.name in attached.merged.at:
             return None
         whole, rest = _first(output)
         start, stop = site.columns or (0, whole.shape[-1])
@@ -143,7 +145,7 @@ def _output(attached: Attached, site: Site, sublayer_inputs: dict[str, Tensor]) 
                 return y
             if site.kind == "norm":
                 return owner(x, module)
-            return owner(y) if site.kind == "block" else owner(x, y, *map_taken(owner, attached.table, site))
+            return owner(y) if site.kind == "block" else owner(x, y, *map_taken(owner, attached.sites, site))
 
         x = sublayer_inputs.pop(site.name) if site.kind == "sublayer" else y if site.kind == "block" else args[0]
         y = attached.each_run([x, y], through)
@@ -187,7 +189,7 @@ def _model_input(attached: Attached) -> Callable[..., Any]:
             return args, kwargs  # cached generation sees the inputs' own places once, in its first call
 
         def through(k: int, ids: Tensor) -> Tensor:
-            embedded, where = attached.table.base.get_input_embeddings()(ids), stacked.inserted[k]
+            embedded, where = attached.sites.base.get_input_embeddings()(ids), stacked.inserted[k]
             if where is None:
                 return embedded
             where = F.pad(where.repeat_interleave(len(ids) // len(where), dim=0), (0, ids.shape[1] - width))
@@ -229,21 +231,23 @@ def _positions(attached: Attached) -> Callable[..., Any]:
 
 
 def _attention_places(attached: Attached) -> None:
-    table = attached.table
-    for site in table.all:
+    sites = attached.sites
+    attached.undo.callback(attached.places.clear)
+    for site in sites.all:
         if site.kind != "attention":
             continue
-        module: Any = table.module(site)
+        module: Any = sites.module(site)
         relative, keys = None, site.tokens
         if site.role == "cross_kv":
             keys = "input"
         elif hasattr(module, "has_relative_attention_bias"):  # T5's first layer computes it for all
-            relative = table.module(table.by_name[site.name.replace(f"layer.{site.layer}.", "layer.0.")])
+            relative = sites.module(sites.by_name[site.name.replace(f"layer.{site.layer}.", "layer.0.")])
         owners, tokens = attached.owners(site.name), (site.tokens, keys)
         paddings = attached.paddings if site.tokens == "input" else attached.no_paddings
         place = AttentionPlace(site.path, owners, attached.streams, attached.each_run, tokens, relative, paddings)
         attached.places.append(place)
         PLACES[module] = ref(place)
+        attached.undo.callback(PLACES.pop, module, None)
 
 
 def _first(output: Any) -> tuple[Tensor, tuple[Any, ...]]:

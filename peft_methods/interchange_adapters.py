@@ -63,7 +63,7 @@ def export_adapters(attached: Attached, folder: Path, name: str, k: int = 0) -> 
 
     Raises ValueError where the folder exists, or the library has no layout for the method or the head.
     """
-    run, sites = attached.run(k), attached.table
+    run, sites = attached.run(k), attached.sites
     if not re.fullmatch(r"\w[\w-]*", name):
         raise ValueError(f"name={name!r}: expected letters, digits, _ and -, since it is part of every tensor's name")
     config = config_of(sites, run.method)

@@ -51,7 +51,7 @@ def export_peft(attached: Attached, folder: Path, k: int = 0) -> None:
 
     Raises ValueError where the folder exists or peft has no layout for the method or the head.
     """
-    run, sites = attached.run(k), attached.table
+    run, sites = attached.run(k), attached.sites
     write = _WRITERS.get(type(run.method))
     if write is None:
         raise ValueError(

@@ -657,7 +657,7 @@ def test_generation_equals_recomputation(case, architecture, tiny_backbone, tiny
 
 def _greedy(attached: Attached, text: Tensor, boundary: Tensor | None, i: int) -> list[int]:
     """Five tokens after row i of a batch, (1, T) `text`: no padding, no cache, no token twice."""
-    config, decoder_only = attached.backbone.config, attached.table.architecture.decoder_only
+    config, decoder_only = attached.backbone.config, attached.sites.architecture.decoder_only
     written = text if decoder_only else torch.tensor([[config.decoder_start_token_id]])
     for _ in range(5):
         row = {"input_ids": written if decoder_only else text}

@@ -11,6 +11,7 @@ from peft_methods.heads import ClassificationHead
 from peft_methods.lora import Lora
 from peft_methods.prefix import Infix, Prefix
 from peft_methods.prompt import Prompt
+from tests.conftest import ALL_ARCHITECTURES
 
 LORA = Lora(2, 4.0, 0.0, ("query",), "normal_0.02")
 PREFIX = Prefix(4, None, "random", "")
@@ -37,6 +38,48 @@ def test_detached_runs_are_refused_and_leave_the_backbone_alone(tiny_backbone):
     new([text()])
     new.detach()
     assert all(torch.equal(p, before[name]) for name, p in backbone.named_parameters())
+
+
+def switches(backbone):
+    """Whatever a run may switch on or off: modes, gradients, checkpointing with its settings, caches, attention."""
+    modules = [
+        (
+            module.training,
+            getattr(module, "gradient_checkpointing", None),
+            vars(module).get("_gradient_checkpointing_func"),
+        )
+        for module in backbone.modules()
+    ]
+    hooks = [(dict(m._forward_hooks), dict(m._forward_pre_hooks)) for m in backbone.modules()]
+    caches = [getattr(m.config, "use_cache", None) for m in backbone.modules() if hasattr(m, "config")]
+    required = [p.requires_grad for p in backbone.parameters()]
+    return modules, hooks, required, caches, backbone.config._attn_implementation
+
+
+@pytest.mark.parametrize("before", ["plain", "checkpointing", "half frozen, half in training"])
+@pytest.mark.parametrize("architecture", ALL_ARCHITECTURES)
+def test_what_a_run_switches_on_is_off_after_it(architecture, before, tiny_backbone, tiny_batch):
+    """A backbone serves many runs of a process: one that checkpoints must not make the later ones do so."""
+    backbone, batch = tiny_backbone(architecture, dropout=0.1), tiny_batch(architecture)
+    if before == "checkpointing":
+        backbone.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    if before == "half frozen, half in training":
+        for module in [*backbone.modules()][::2]:
+            module.training = True
+        for parameter in [*backbone.parameters()][::2]:
+            parameter.requires_grad_(False)
+    found = switches(backbone)
+    attached = attach(backbone, [Lora(2, 4.0, 0.0, ("value",), "normal_0.02")])
+    attached.backbone.activation_checkpointing_enable({"use_reentrant": False})
+    attached.train()
+    for module in backbone.modules():
+        if hasattr(getattr(module, "config", None), "use_cache"):
+            module.config.use_cache = False
+    attached([batch])[0].sum().backward()
+    assert all(now != then for now, then in zip(switches(backbone)[:3], found[:3], strict=True))
+    attached.detach()
+    assert switches(backbone) == found
+    assert all(parameter.grad is None for parameter in backbone.parameters())
 
 
 def test_lost_runs_can_be_detached(tiny_backbone):

@@ -91,7 +91,7 @@ def test_in_a_pack_only_those_are_given_the_map_that_take_it(architecture, tiny_
 
 @dataclass(frozen=True)
 class LoraPlus:
-    """LoRA whose B trains `ratio` times as fast, whose A stays near orthogonal rows, and that counts its steps."""
+    """LoRA whose B trains `ratio` times as fast, whose A is drawn to orthogonal rows, and is zero in the end."""
 
     result_version = 1
     ratio: float
