@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from peft_methods.architectures import Architecture, Stack, Tokens
+from peft_methods.module_paths import Architecture, Stack, Tokens
 
 Kind = Literal["projection", "input", "sublayer", "block", "norm", "attention", "embeddings"]
 EMBEDDINGS = "embeddings"  # name of the one site of that kind

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from peft_methods.architectures import ARCHITECTURES, Stack
+from peft_methods.architectures import ARCHITECTURES
+from peft_methods.module_paths import Stack
 from peft_methods.site_list import EMBEDDINGS, Kind, Site, all_sites
 
 
