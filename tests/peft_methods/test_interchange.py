@@ -25,6 +25,7 @@ from peft_methods.lora import Lora
 from peft_methods.prefix import Prefix
 from peft_methods.prompt import Prompt
 from peft_methods.state import copy_trained
+from tests.conftest import ALL_ARCHITECTURES, DECODERS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to:UserWarning"),
@@ -32,7 +33,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
 ]
 LABELS = 4
-ALL = ("bert", "roberta", "deberta_v2", "gpt2", "t5", "t5_gated", "bart")
 WITH_HEAD = {
     "bert": BertForSequenceClassification,
     "roberta": RobertaForSequenceClassification,
@@ -54,10 +54,10 @@ METHODS = {
 # A prompt goes without its head, a prefix to a decoder alone; a head makes another folder, so encoders without one too.
 CASES = [
     (architecture, method, head)
-    for architecture in ALL
+    for architecture in ALL_ARCHITECTURES
     for method in METHODS
     for head in (True, False)
-    if (architecture == "gpt2" or not method.startswith("prefix"))
+    if (architecture in DECODERS or not method.startswith("prefix"))
     and head == (architecture in WITH_HEAD and METHODS[method] not in (METHODS["prompt"], METHODS["embedding_only"]))
 ] + [("bert", "lora", False), ("roberta", "ia3", False)]
 

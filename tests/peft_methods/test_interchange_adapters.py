@@ -182,6 +182,7 @@ def test_heads_are_the_librarys(architecture, maps, settings, attached_run, tmp_
         ("bert", Lora(2, 4.0, 0.0, ("query",), "kaiming_uniform"), "Lora is no bottleneck: .*export_peft"),
         ("bert", Houlsby(2, "relu", "normal", 0.02, True), "train_layer_norms=True: adapters has no layout"),
         ("gpt2", PARALLEL, "gpt2 normalizes before its sub-layers"),
+        ("llama", HOULSBY, "no layout of adapters is known for llama: expected one of bert,"),
     ],
 )
 def test_an_export_that_the_library_cannot_hold_is_refused(architecture, method, message, attached_run, tmp_path):
