@@ -76,6 +76,20 @@ def test_a_mixed_pack_writes_what_each_run_writes_alone(
         assert len({len(row) for row in every}) > 1, "all end at once"
 
 
+@pytest.mark.parametrize("ends", [60, [60, 59]], ids=["one", "several"])
+def test_without_a_padding_token_the_end_fills_what_a_row_leaves(ends, tiny_backbone, tiny_batch, randomize):
+    """SmolLM2 has one end, Llama 3 several: the first."""
+    (alone,) = attach_runs([0], "llama", tiny_backbone, randomize).generate(
+        [batch_of("llama", 0, tiny_batch)], max_new_tokens=4, do_sample=False
+    )
+    attached = attach_runs([0], "llama", tiny_backbone, randomize)
+    attached.backbone.config.eos_token_id, stops = ends, alone[0, :1].tolist()
+    (written,) = attached.generate(
+        [batch_of("llama", 0, tiny_batch)], max_new_tokens=4, do_sample=False, eos_token_id=stops
+    )
+    assert written[0].tolist() == [*stops, 60, 60, 60]
+
+
 @pytest.mark.parametrize("decoding", DECODING)
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "t5", "bart"])
 def test_a_pack_writes_what_transformers_writes(architecture, decoding, tiny_backbone, tiny_batch, randomize):
