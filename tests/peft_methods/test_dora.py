@@ -24,7 +24,7 @@ def both(architecture: str, tiny_backbone: Any, randomize: Any, dropout: float =
     randomize(ours.run(0), seed=5)
     paths = {site: path_of(architecture, site) for site in ours.run(0).by_site}
     config = LoraConfig(r=3, lora_alpha=7, lora_dropout=dropout, use_dora=True, target_modules=[*paths.values()])
-    theirs = get_peft_model(tiny_backbone(architecture, torch.float64), config).eval()
+    theirs: Any = get_peft_model(tiny_backbone(architecture, torch.float64), config).eval()
     for site, path in paths.items():
         own, layer = ours.run(0).at(site), theirs.base_model.model.get_submodule(path)
         layer.lora_A["default"].weight.data.copy_(own.low_rank.A)

@@ -79,14 +79,14 @@ def test_a_mixed_pack_writes_what_each_run_writes_alone(
 @pytest.mark.parametrize("ends", [60, [60, 59]], ids=["one", "several"])
 def test_without_a_padding_token_the_end_fills_what_a_row_leaves(ends, tiny_backbone, tiny_batch, randomize):
     """SmolLM2 has one end, Llama 3 several: the first."""
-    (alone,) = attach_runs([0], "llama", tiny_backbone, randomize).generate(
-        [batch_of("llama", 0, tiny_batch)], max_new_tokens=4, do_sample=False
-    )
-    attached = attach_runs([0], "llama", tiny_backbone, randomize)
-    attached.backbone.config.eos_token_id, stops = ends, alone[0, :1].tolist()
-    (written,) = attached.generate(
-        [batch_of("llama", 0, tiny_batch)], max_new_tokens=4, do_sample=False, eos_token_id=stops
-    )
+    text = [batch_of("llama", 0, tiny_batch)]
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    (alone,) = attach_runs([0], "llama", tiny_backbone, randomize).generate(text, **settings)
+    assert alone is not None
+    attached, stops = attach_runs([0], "llama", tiny_backbone, randomize), alone[0, :1].tolist()
+    attached.backbone.config.eos_token_id = ends
+    (written,) = attached.generate(text, **settings, eos_token_id=stops)
+    assert written is not None
     assert written[0].tolist() == [*stops, 60, 60, 60]
 
 
