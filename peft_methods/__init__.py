@@ -24,6 +24,7 @@ served.merge()  # the update lies in the model's weights now
 ```
 
 architectures       where modules attach, per architecture: the only names of modules inside transformers
+module_paths        what an entry of that table says
 site_list, sites    every site of one backbone; their kinds, how methods choose among them, the frozen maps behind them
 protocols           what a method provides, and all that a method or a module may define beside it
 attach              put K runs' methods on one backbone, with the steps that undo it
@@ -36,6 +37,8 @@ dropout             counter-based dropout, one stream per run
 heads               the task layer on top, always trained
 bottleneck          Houlsby, Pfeiffer, AdapterDrop, parallel adapters, Adapter^L
 lora                LoRA
+dora                DoRA
+vera                VeRA
 ia3                 (IA)^3
 bitfit              BitFit
 layer_norm          LayerNorm tuning, and norms with trained offsets

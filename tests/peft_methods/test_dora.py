@@ -60,8 +60,8 @@ def test_dropout_is_on_the_input_of_the_change_as_in_peft(architecture, tiny_bac
     batch = tiny_batch(architecture, rows=4, width=9)
     inputs = {name: x for name, x in batch.items() if name != "boundary"}
     (without,) = ours([batch])
-    for site, own in ours.run(0).by_site.items():
-        own.low_rank.dropout = Halves()
+    for site in ours.run(0).by_site:
+        ours.run(0).at(site).low_rank.dropout = Halves()
         theirs.base_model.model.get_submodule(path_of(architecture, site)).lora_dropout["default"] = Halves()
     outputs = theirs.train()(**inputs)
     expected = outputs.logits if architecture == "llama" else outputs.last_hidden_state
