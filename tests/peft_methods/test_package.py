@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,10 +17,10 @@ DOCSTRING = str(peft_methods.__doc__)
 def test_the_snippet_attaches_trains_saves_loads_and_merges(tiny_backbone, tiny_batch, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, batch = tiny_backbone("bert"), tiny_batch("bert")
-    names = {"model": model, "batch": batch, "loss": lambda output: output.square().mean()}
+    names: dict[str, Any] = {"model": model, "batch": batch, "loss": lambda output: output.square().mean()}
     exec(compile(SNIPPET, "peft_methods/__init__.py", "exec"), names)
     trained, served = names["attached"].run(0).trained(), names["served"]
-    assert attached_to(model) is served
+    assert attached_to(model) is names["served"]
     assert all(p.any() for name, p in trained.items() if name.endswith(".B")), "nothing has trained"
     assert all(torch.equal(p, trained[name]) for name, p in served.run(0).trained().items())
     merged = served([batch])[0]
