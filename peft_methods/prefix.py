@@ -8,13 +8,14 @@ Trained  without an MLP P_k and P_v; with one E and the MLP of reparameterizatio
          (an encoder-decoder has three: encoder, decoder, cross-attention); the infix's e
 Added    prefix without MLP 2·L·P·A; with P·H + M·(H + 1) for each MLP and 2·L·A·(M + 1); infix P·H more
 Stored   2·L·P·A, the infix P·H more: keys and values without their MLP
-Shapes   B batch, P length, H hidden_size, A heads times head size (H, but for some T5), M mlp_hidden, L attentions (3 a
-         layer pair in an encoder-decoder)
+Shapes   B batch, P length, H hidden_size, A heads of the keys times head size (H, but for Llama and some T5),
+         M mlp_hidden, L attentions (3 a layer pair in an encoder-decoder)
 
 Paper and code differ on: the start (paper A.3: uniform in [0, 1]; code: N(0, 1) through the MLP, as here); "0.1%",
 which counts what is stored, 7 % of GPT-2 medium train; the infix's second embedding e, which the paper leaves out.
 The released infix counts positions from the padded source in training and from the true one in generation; here both
-are the true ones. Positions of GPT-2's text start after the prefix; those of BERT's and BART's do not.
+are the true ones. Positions of a decoder's text (GPT-2, Llama) start after the prefix; those of BERT's and BART's do
+not. Llama's rotation turns no key of a prefix, but those made from words, which the model itself has turned.
 """
 
 from collections.abc import Callable
@@ -159,7 +160,7 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Infix:
-    """GPT-2 only. Published values: conf/method/infix.yaml."""
+    """Decoders only. Published values: conf/method/infix.yaml."""
 
     result_version = 1
     length: int
