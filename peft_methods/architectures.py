@@ -1,73 +1,16 @@
 """The site table: where modules attach, per architecture. The only file that knows Hugging Face module names.
 
-A new architecture is one more entry in `ARCHITECTURES`; no method file changes. Paths of a layer are relative to it,
-the others to the base model (`backbone.base_model`: what lies below a language-modelling head).
+A new architecture is one more entry in `ARCHITECTURES`; no method file changes. What an entry says: module_paths.py.
 
 Not every site takes packs of several runs. `no_packs` says where not and why; what cannot be packed runs alone.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Literal
 
 from transformers import PreTrainedConfig
 
-# Whose tokens lie on a tensor's second axis: those of `input_ids`, or of `decoder_input_ids`.
-Tokens = Literal["input", "target"]
-
-
-@dataclass(frozen=True)
-class Stack:
-    """One stack of layers: the whole model, or the encoder or decoder of one.
-
-    name: prefix of its sites, "" where there is one stack only. layers: path of the list of layers.
-    projections: linear maps by role. fused: roles that are columns of one linear map: (path, which third, of how many).
-    sublayers: modules whose output is the sub-layer output after its dropout, before the residual sum.
-    sublayer_inputs: for each sub-layer the projection whose input is the sub-layer's.
-    norms: by role. post_norm: they come after the residual sum (BERT), not before the sub-layer (GPT-2).
-    attentions: modules that call the attention function. blocks: Adapter^L's site, the layer's own output, exists.
-    functional_dropouts: (path, "input" or "output", configuration field) of dropouts that are no modules.
-    """
-
-    layers: str
-    projections: Mapping[str, str]
-    sublayers: Mapping[str, str]
-    sublayer_inputs: Mapping[str, str]
-    norms: Mapping[str, str]
-    name: str = ""
-    tokens: Tokens = "input"
-    fused: Mapping[str, tuple[str, int, int]] = field(default_factory=dict)
-    attentions: Mapping[str, str] = field(default_factory=dict)
-    post_norm: bool = True
-    functional_dropouts: tuple[tuple[str, Literal["input", "output"], str], ...] = ()
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Module paths of one `model_type`.
-
-    inputs: the module that takes `input_ids` and embeds them, "" for the base model itself.
-    positions: how it learns positions: "ids" as `position_ids` from 0, "after_padding" from pad_token_id + 1 with
-    pad_token_id for padding, "hook" from a module of its own (`position_module`), "relative" not at all.
-    counts_prefix: the text's positions start after a prefix of keys and values (Li & Liang's code).
-    decoder_only: generates from `input_ids`. pooler: module that reads the first token.
-    shared_dropouts: dropouts on tensors that all runs of a pack share, within each layer.
-    no_packs: role -> why a pack of several runs cannot have a module there.
-    """
-
-    stacks: tuple[Stack, ...]
-    positions: Literal["ids", "after_padding", "hook", "relative"]
-    inputs: str = ""
-    position_module: str = ""
-    position_limit: Callable[[PreTrainedConfig], int] | None = None
-    counts_prefix: bool = False
-    decoder_only: bool = False
-    outer_projections: Mapping[str, str] = field(default_factory=dict)
-    outer_norms: Mapping[str, str] = field(default_factory=dict)
-    outer_functional_dropouts: tuple[tuple[str, str], ...] = ()
-    pooler: str = ""
-    shared_dropouts: tuple[str, ...] = ()
-    no_packs: Mapping[str, str] = field(default_factory=dict)
+from peft_methods.module_paths import Architecture, Stack
 
 
 def _encoder(attention: Mapping[str, str], attentions: Mapping[str, str]) -> Stack:
@@ -270,11 +213,41 @@ def _bart(config: PreTrainedConfig) -> Architecture:
     )
 
 
+def _llama(config: PreTrainedConfig) -> Architecture:
+    """Llama, SmolLM2: RMSNorm, rotary positions, grouped keys and values; no dropout modules, biases where the
+    configuration asks for some. `ffn_in` is the activated map (gate_proj), `ffn_gate` the linear one, as in T5 1.1."""
+    return Architecture(
+        stacks=(
+            Stack(
+                layers="layers",
+                projections={
+                    **{role: f"self_attn.{role[0]}_proj" for role in ("query", "key", "value")},
+                    "attention_output": "self_attn.o_proj",
+                    "ffn_in": "mlp.gate_proj",
+                    "ffn_gate": "mlp.up_proj",
+                    "ffn_out": "mlp.down_proj",
+                },
+                sublayers={"attention": "self_attn", "ffn": "mlp"},
+                sublayer_inputs={"attention": "query", "ffn": "ffn_in"},
+                norms={"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"},
+                attentions={"self_kv": "self_attn"},
+                post_norm=False,
+            ),
+        ),
+        positions="ids",
+        position_limit=lambda config: config.max_position_embeddings,
+        counts_prefix=True,
+        decoder_only=True,
+        outer_norms={"final_norm": "norm"},
+    )
+
+
 ARCHITECTURES: dict[str, Callable[[PreTrainedConfig], Architecture]] = {
     "bart": _bart,
     "bert": _bert,
     "deberta-v2": _deberta_v2,
     "gpt2": _gpt2,
+    "llama": _llama,
     "roberta": _roberta,
     "t5": _t5,
 }

@@ -108,7 +108,8 @@ class Attached(nn.Module):
         config = self.backbone.config
         self._check_room(inputs, settings.get("max_new_tokens"))
         if config.pad_token_id is None:
-            settings = {"pad_token_id": config.eos_token_id, **settings}
+            end = config.eos_token_id  # Llama 3 has several
+            settings = {"pad_token_id": end[0] if isinstance(end, list) else end, **settings}
         written = cast(Any, self.backbone).generate(**inputs, **settings)
         written = written[:, inputs["input_ids"].shape[1] if decoder_only else 1 :]
         each = len(written) // self.stacked.total

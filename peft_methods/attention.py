@@ -1,11 +1,12 @@
 """The attention function of backbones with runs attached: the stock SDPA, and where it cannot do what a run needs,
-its equation.
+its equation. A second one reads what the frozen model's attentions are given.
 
 It is transformers' own way to put another attention under a model (`AttentionInterface`), so no cache class is
 involved: a prefix stands before the keys and values of every call, cached or not.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary
@@ -13,7 +14,7 @@ from weakref import ReferenceType, WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -21,6 +22,7 @@ from peft_methods.dropout import DropoutStream
 from peft_methods.protocols import defines
 
 ATTENTION = "peft_methods"
+READING = "peft_methods_reading"
 
 
 @dataclass
@@ -97,6 +99,7 @@ def _attention(
             return sdpa_attention_forward(
                 module, q, keys, values, mask, 0.0, scaling, is_causal=False, position_bias=bias
             )[0]
+        keys, values = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (keys, values))  # grouped heads
         scores = q @ keys.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
         if bias is not None:
             scores = scores + bias
@@ -132,5 +135,30 @@ def _prefix_bias(
     return of_all[0][:, places].transpose(0, 1).to(bias.dtype)
 
 
-AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+# Attention module -> the keys and values of its latest call, while `keys_and_values` reads them.
+READ: "WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]]" = WeakKeyDictionary()
+
+
+def _reading_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
+    READ[module] = key, value
+    return sdpa_attention_forward(module, query, key, value, *args, **kwargs)
+
+
+@contextmanager
+def keys_and_values(backbone: PreTrainedModel) -> Iterator["WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]]"]:
+    """Attention module -> the keys and values (B, heads, T, d) that its attention is computed from in a call of the
+    backbone made inside: after rotary positions, with as many heads as the keys have. No runs may be attached."""
+    before = backbone.config._attn_implementation
+    backbone.set_attn_implementation(READING)
+    try:
+        yield READ
+    finally:
+        READ.clear()
+        backbone.set_attn_implementation(before)
+
+
+for _name, _function in ((ATTENTION, _attention), (READING, _reading_attention)):
+    AttentionInterface.register(_name, _function)
+    AttentionMaskInterface.register(_name, sdpa_mask)

@@ -41,7 +41,7 @@ class BitFit:
     def modules(self, sites: Sites) -> dict[Site, nn.Module]:
         if self.biases == "all":
             offsets: dict[Site, nn.Module] = {s: BiasOffset(s.width) for s in sites.biased_projections()}
-            return offsets | {s: NormOffset(s.width, gain=False) for s in sites.norms()}
+            return offsets | {s: NormOffset(s.width, gain=False) for s in sites.norms() if sites.bias(s) is not None}
         if self.biases == "query_ffn_in":
             biased = {s.name for s in sites.biased_projections()}
             subset = sites.projections([role for role in ("query", "cross_query", "ffn_in") if sites.has(role)])

@@ -4,8 +4,8 @@
 
 Site     the output of the key and value projection, the input of the second feed-forward projection, every layer
 Trained  one vector a site, all ones at the start, and the head
-Added    2·A + F per layer of an encoder or of GPT-2, 4·A + F per layer of a decoder with cross-attention
-Shapes   B batch, T tokens, A heads times head size (hidden_size, but for some T5), F intermediate_size
+Added    2·A + F per layer of an encoder or of a decoder alone, 4·A + F per layer of a decoder with cross-attention
+Shapes   B batch, T tokens, A the keys' heads times head size (not hidden_size in Llama, some T5), F intermediate_size
 """
 
 from dataclasses import dataclass

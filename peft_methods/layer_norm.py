@@ -4,16 +4,16 @@ the head.
     LN: y <- (gamma + dgamma) * norm(z) + beta + dbeta
 
 Site     every LayerNorm, the embeddings' included (as the released code does)
-Trained  2·H a LayerNorm (T5's have no bias: H), as offsets to the frozen ones
+Trained  2·H a LayerNorm (the RMSNorms of T5 and Llama have no bias: H), as offsets to the frozen ones
 Added    none
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from peft_methods.sites import Site, Sites
 
@@ -34,7 +34,7 @@ class NormOffset(nn.Module):
 
 
 class GainOffset(nn.Module):
-    """T5's norm, gain * z / rms(z), with a trained offset to its gain; it has no bias."""
+    """The frozen RMSNorm of T5 and Llama, gain * z / rms(z), with a trained offset to its gain; it has no bias."""
 
     stands_for_existing = True
 
@@ -42,14 +42,14 @@ class GainOffset(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width))
 
-    def forward(self, z: Tensor, norm: T5LayerNorm) -> Tensor:
-        mean_square = z.float().square().mean(-1, keepdim=True)  # in float32, as T5 does
+    def forward(self, z: Tensor, norm: Any) -> Tensor:
+        mean_square = z.float().square().mean(-1, keepdim=True)  # in float32, as these norms do
         return norm.forward(z) + self.weight * (z * torch.rsqrt(mean_square + norm.variance_epsilon)).to(z.dtype)
 
 
 def norm_offset(sites: Sites, site: Site) -> nn.Module:
     """The module that trains the frozen norm at `site`."""
-    return (GainOffset if isinstance(sites.module(site), T5LayerNorm) else NormOffset)(site.width)
+    return (GainOffset if sites.bias(site) is None else NormOffset)(site.width)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ Trained  without an MLP P_k and P_v; with one E and the MLP of reparameterizatio
          (an encoder-decoder has three: encoder, decoder, cross-attention); the infix's e
 Added    prefix without MLP 2·L·P·A; with P·H + M·(H + 1) for each MLP and 2·L·A·(M + 1); infix P·H more
 Stored   2·L·P·A, the infix P·H more: keys and values without their MLP
-Shapes   B batch, P length, H hidden_size, A heads times head size (H, but for some T5), M mlp_hidden, L attentions (3 a
-         layer pair in an encoder-decoder)
+Shapes   B batch, P length, H hidden_size, A heads of the keys times head size (H, but for Llama and some T5),
+         M mlp_hidden, L attentions (3 a layer pair in an encoder-decoder)
 
 Paper and code differ on: the start (paper A.3: uniform in [0, 1]; code: N(0, 1) through the MLP, as here); "0.1%",
 which counts what is stored, 7 % of GPT-2 medium train; the infix's second embedding e, which the paper leaves out.
 The released infix counts positions from the padded source in training and from the true one in generation; here both
-are the true ones. Positions of GPT-2's text start after the prefix; those of BERT's and BART's do not.
+are the true ones. Positions of a decoder's text (GPT-2, Llama) start after the prefix; those of BERT's and BART's do
+not. Llama's rotation turns no key of a prefix, but those made from words, which the model itself has turned.
 """
 
 from collections.abc import Callable
@@ -25,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from peft_methods.attention import keys_and_values
 from peft_methods.reparameterization import Reparameterized, check_length
 from peft_methods.sites import Site, Sites
 
@@ -158,7 +160,7 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Infix:
-    """GPT-2 only. Published values: conf/method/infix.yaml."""
+    """Decoders only. Published values: conf/method/infix.yaml."""
 
     result_version = 1
     length: int
@@ -220,25 +222,18 @@ def _start_from_words(
 
 @torch.no_grad()
 def _activations(sites: Sites, tokens: list[int], attentions: list[Site]) -> dict[Site, tuple[Tensor, Tensor]]:
-    """Keys and values, (len(tokens), width) each, that the frozen model computes for the tokens at every attention."""
-    found: dict[str, Tensor] = {}
-    handles = []
-    for site in attentions:
-        for which in ("key", "value"):
-            projection = _key_site(sites, site, which)
-
-            def keep(module: nn.Module, args: Any, output: Tensor, projection: Site = projection) -> None:
-                start, stop = projection.columns or (0, output.shape[-1])
-                found[projection.name] = output[0, :, start:stop].float().cpu()
-
-            handles.append(sites.module(projection).register_forward_hook(keep))
+    """Keys and values, (len(tokens), width) each, as the frozen model's attentions get them for the tokens."""
     training, ids = sites.backbone.training, torch.tensor([tokens], device=sites.backbone.device)
     decoder = {"decoder_input_ids": ids} if len(sites.architecture.stacks) > 1 else {}
     try:
-        sites.backbone.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), **decoder)
+        with keys_and_values(sites.backbone) as read:
+            sites.backbone.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), **decoder)
+            pairs = {site: read[sites.module(site)] for site in attentions}
     finally:
         sites.backbone.train(training)
-        for handle in handles:
-            handle.remove()
-    pairs = {site: [_key_site(sites, site, which).name for which in ("key", "value")] for site in attentions}
-    return {site: (found[key], found[value]) for site, (key, value) in pairs.items()}
+    return {site: (_rows(keys), _rows(values)) for site, (keys, values) in pairs.items()}
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(1, heads, T, d) -> (T, heads * d), in float32 on the CPU."""
+    return x[0].transpose(0, 1).flatten(1).float().cpu()

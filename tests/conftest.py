@@ -21,6 +21,8 @@ from transformers import (
     DebertaV2Model,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedModel,
     RobertaConfig,
     RobertaModel,
@@ -29,8 +31,10 @@ from transformers import (
 )
 
 # Tiny backbones by name; "t5" is T5 1.0 (ReLU, tied), "t5_gated" T5 1.1 (gated GELU, untied output).
-ALL_ARCHITECTURES = ("bert", "roberta", "deberta_v2", "gpt2", "t5", "t5_gated", "bart")
+ALL_ARCHITECTURES = ("bert", "roberta", "deberta_v2", "gpt2", "llama", "t5", "t5_gated", "bart")
 ENCODERS = ("bert", "roberta", "deberta_v2")
+DECODERS = ("gpt2", "llama")
+BIASLESS = ("llama", "t5", "t5_gated")  # neither linear maps nor norms (RMSNorms) have biases
 ENCODER_DECODERS = ("t5", "t5_gated", "bart")
 VOCABULARY = 61
 TOKENS = 24  # longest input of the tiny backbones
@@ -63,7 +67,10 @@ def randomize() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., Any]:
-    """tiny_config("bert", dropout=0.0, **changes): a two-layer backbone of width 16; changes are in BERT's words."""
+    """tiny_config("bert", dropout=0.0, **changes): a two-layer backbone of width 16; changes are in BERT's words.
+
+    Llama's keys and values have half as many heads as its queries; no padding token, tied embeddings as in SmolLM2.
+    """
 
     def build(architecture: str, dropout: float = 0.0, **changes: Any) -> Any:
         sizes = {
@@ -86,6 +93,10 @@ def tiny_config() -> Callable[..., Any]:
                 shared = {"share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
                 return DebertaV2Config(**sizes, **relative, **shared)
             return {"bert": BertConfig, "roberta": RobertaConfig}[architecture](**sizes)
+        if architecture == "llama":
+            heads = changes.get("num_attention_heads", 4)
+            shape = {"num_attention_heads": heads, "num_key_value_heads": heads // 2, "tie_word_embeddings": True}
+            return LlamaConfig(**{**sizes, **shape, **changes}, attention_dropout=dropout)
         layers, heads, inner = (
             sizes.pop(key) for key in ("num_hidden_layers", "num_attention_heads", "intermediate_size")
         )
@@ -125,12 +136,13 @@ def tiny_backbone(tiny_config, randomize) -> Callable[..., PreTrainedModel]:
                 "bert": BertModel,
                 "deberta_v2": DebertaV2Model,
                 "gpt2": GPT2LMHeadModel,
+                "llama": LlamaForCausalLM,
                 "bart": BartForConditionalGeneration,
             }
             model = kinds.get(architecture, T5ForConditionalGeneration)(config)
         if architecture == "t5_gated":  # transformers ties T5's output layer whatever the configuration says
             cast(Any, model).lm_head.weight = nn.Parameter(torch.empty_like(cast(Any, model).lm_head.weight))
-        norms = ("LayerNorm.weight", "layer_norm.weight", "layernorm_embedding.weight")
+        norms = ("LayerNorm.weight", "layernorm.weight", "norm.weight", "layernorm_embedding.weight")
         for name, parameter in model.named_parameters():
             gain = name.endswith(norms) or (".ln_" in name and name.endswith("weight"))
             nn.init.constant_(parameter, 1.0 if gain else 0.0)
@@ -145,7 +157,7 @@ def tiny_backbone(tiny_config, randomize) -> Callable[..., PreTrainedModel]:
 def tiny_batch() -> Callable[..., dict[str, Tensor]]:
     """tiny_batch("bert", rows, width, seed): token ids with some padding on the right, as a tokenizer would give.
 
-    GPT-2's say where its target begins (`boundary`), an encoder-decoder's hold the decoder's ids too.
+    A decoder's say where its target begins (`boundary`), an encoder-decoder's hold the decoder's ids too.
     """
 
     def draw(architecture: str, rows: int = 3, width: int = 9, seed: int = 0) -> dict[str, Tensor]:
@@ -158,7 +170,7 @@ def tiny_batch() -> Callable[..., dict[str, Tensor]]:
         batch = {"input_ids": torch.where(mask.bool(), ids, pad), "attention_mask": mask}
         if architecture == "bert":
             batch["token_type_ids"] = torch.randint(0, 2, (rows, width), generator=generator) * mask
-        if architecture == "gpt2":
+        if architecture in DECODERS:
             batch["boundary"] = (lengths + 1) // 2
         if architecture in ENCODER_DECODERS:
             written = torch.randint(4, VOCABULARY, (rows, max(1, width - 3)), generator=generator)

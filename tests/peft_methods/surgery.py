@@ -47,8 +47,8 @@ class Beside(nn.Module):
         super().__init__()
         self.inner, self.change = inner, change
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        output = self.inner(x, *args, **kwargs)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        x, output = args[0] if args else kwargs["hidden_states"], self.inner(*args, **kwargs)
         if isinstance(output, tuple):
             return self.change(x, output[0]), *output[1:]
         return self.change(x, output)
@@ -88,7 +88,7 @@ class BartOut(nn.Module):
 
 
 class Norm(nn.Module):
-    """A LayerNorm, or T5's gain * x / rms(x), with offsets to its gain and bias."""
+    """A LayerNorm, or gain * x / rms(x) of T5 and Llama, with offsets to its gain and bias."""
 
     def __init__(self, inner: Any, own: Leaves):
         super().__init__()
@@ -110,10 +110,11 @@ def change_sublayer(architecture: str, layer: Any, role: str, change: Change) ->
     elif architecture == "bart" and role == "ffn":
         layer.fc1 = BartIn(layer.fc1)
         layer.fc2 = BartOut(layer.fc2, layer.fc1, change)
-    elif architecture in ("bart", "gpt2"):
+    elif architecture in ("bart", "gpt2", "llama"):
         names = {
             "bart": {"attention": "self_attn", "cross_attention": "encoder_attn"},
             "gpt2": {"attention": "attn", "ffn": "mlp"},
+            "llama": {"attention": "self_attn", "ffn": "mlp"},
         }
         name = names[architecture][role]
         setattr(layer, name, Beside(getattr(layer, name), change))

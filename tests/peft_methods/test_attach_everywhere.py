@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from peft_methods.attach import attach
 from peft_methods.bitfit import BitFit
 from peft_methods.bottleneck import Houlsby, Parallel
+from peft_methods.dropout import DropoutStream
 from peft_methods.ia3 import IA3
 from peft_methods.lora import Lora
 from peft_methods.prefix import Prefix
@@ -35,7 +37,7 @@ def state(backbone: Any) -> tuple[Any, ...]:
 
 
 # The encoders' modules are BERT's, which test_attach.py compiles; T5 1.0's are those of 1.1.
-@pytest.mark.parametrize("architecture", ["deberta_v2", "gpt2", "t5_gated", "bart"])
+@pytest.mark.parametrize("architecture", ["deberta_v2", "gpt2", "llama", "t5_gated", "bart"])
 def test_compiling_after_attaching_equals_eager(architecture, tiny_backbone, tiny_batch, randomize):
     """A pack, outputs and gradients; Dynamo must trace our hooks and the attention function."""
     other: Method = PARALLEL if architecture == "deberta_v2" else Prefix(3, None, "random", "")
@@ -55,6 +57,32 @@ def test_compiling_after_attaching_equals_eager(architecture, tiny_backbone, tin
     backbone = attached.detach()
     flat = torch.cat([real(plain(backbone, batch), batch).flatten() for batch in batches])
     assert (results[1][0] - flat).abs().max() > 0.05, "the methods change nothing here"
+
+
+@pytest.mark.parametrize("architecture", [a for a in ALL_ARCHITECTURES if a != "deberta_v2"])
+def test_the_attention_that_drops_weights_is_the_stock_one(
+    architecture, tiny_backbone, tiny_batch, randomize, monkeypatch
+):
+    """In training with dropout it is written out: with masks that keep everything it gives what evaluation gives."""
+    methods: list[Method] = [VALUE, Prefix(3, None, "random", "")]
+    attached = attach(tiny_backbone(architecture, torch.float64, dropout=0.3), methods)
+    for k in range(2):
+        randomize(attached.run(k), seed=k)
+    batches = [tiny_batch(architecture, rows=2 + k, width=7 + k) for k in range(2)]
+    with torch.no_grad():
+        expected, dropped = attached(batches), attached.train()(batches)
+        dropped_at = set()
+
+        def keep(self: DropoutStream, x: Tensor, p: float, site: str, *_: Any) -> Tensor:
+            dropped_at.add(site)
+            return x
+
+        monkeypatch.setattr(DropoutStream, "dropout", keep)
+        kept = attached(batches)
+    assert any(site.endswith(".weights") for site in dropped_at), "no attention drops anything"
+    for k, batch in enumerate(batches):
+        torch.testing.assert_close(real(kept[k], batch), real(expected[k], batch), rtol=0, atol=1e-6)
+        assert (real(dropped[k], batch) - real(expected[k], batch)).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("architecture", ALL_ARCHITECTURES)

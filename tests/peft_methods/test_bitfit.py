@@ -59,9 +59,14 @@ def test_twenty_steps_equal_training_the_biases(architecture, biases, tiny_backb
         assert (trained[name] - frozen).abs().max() > 5 * LEARNING_RATE, f"{name} hardly moved: too little is compared"
 
 
-def test_every_bias_of_the_backbone_is_covered(architecture, tiny_backbone):
-    backbone = tiny_backbone(architecture)
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [("bert", {}), ("roberta", {}), pytest.param("llama", {"attention_bias": True, "mlp_bias": True}, id="llama")],
+)
+def test_every_bias_of_the_backbone_is_covered(architecture, changes, tiny_backbone):
+    """Llama's norms have none, its linear maps where the configuration says so."""
+    backbone = tiny_backbone(architecture, **changes)
     attached = attach(backbone, [BitFit("all")])
     table = Sites(backbone)
     covered = {f"{table.by_name[key.replace('/', '.')].path}.bias" for key in attached.run(0).sites}
-    assert covered == {name for name, _ in backbone.named_parameters() if name.endswith("bias")}
+    assert covered == {name for name, _ in table.base.named_parameters() if name.endswith("bias")}

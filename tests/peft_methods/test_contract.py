@@ -29,6 +29,7 @@ from peft_methods.bitfit import BitFit
 from peft_methods.bottleneck import AdapterL, Houlsby, Parallel, Pfeiffer, SharedPfeiffer
 from peft_methods.composition import Composition
 from peft_methods.counting import count_parameters
+from peft_methods.dora import Dora
 from peft_methods.heads import ClassificationHead
 from peft_methods.ia3 import IA3
 from peft_methods.layer_norm import LayerNorm
@@ -37,11 +38,13 @@ from peft_methods.prefix import Infix, Prefix
 from peft_methods.prompt import Prompt
 from peft_methods.protocols import Method
 from peft_methods.state import load_trained, save_trained
-from tests.conftest import ALL_ARCHITECTURES, ENCODER_DECODERS, ENCODERS
+from peft_methods.vera import Vera
+from tests.conftest import ALL_ARCHITECTURES, BIASLESS, DECODERS, ENCODER_DECODERS, ENCODERS
 
 LABELS = 3
 SIX = ("query", "key", "value", "attention_output", "ffn_in", "ffn_out")
 T5 = ("t5", "t5_gated")
+GATED = ("t5_gated", "llama")  # a third linear map in the feed-forward
 POST_NORM = (*ENCODERS, "bart")
 NOT_DEBERTA = tuple(a for a in ALL_ARCHITECTURES if a != "deberta_v2")
 
@@ -59,8 +62,13 @@ class Shape:
 
     @property
     def A(self) -> int:
-        """Width of an attention's queries, keys and values: two heads. In T5 it need not be H, as in T5 1.1 small."""
+        """Width of an attention's queries: all its heads. In T5 it need not be H, as in T5 1.1 small."""
         return self.H + 2 * (self.architecture == "t5_gated")
+
+    @property
+    def K(self) -> int:
+        """Width of its keys and values: A, but in Llama two heads share a key and a value."""
+        return self.A // 2 if self.architecture == "llama" else self.A
 
     @property
     def config(self) -> dict[str, int]:
@@ -112,8 +120,8 @@ def adapters(n: Callable[[Shape], int]) -> Callable[[Shape, int], int]:
 
 
 def layer_norms(s: Shape) -> int:
-    """Gain and bias of every LayerNorm; T5's have no bias."""
-    return (1 if s.architecture in T5 else 2) * s.H * s.norms
+    """Gain and bias of every LayerNorm; those of T5 and Llama have no bias."""
+    return (1 if s.architecture in BIASLESS else 2) * s.H * s.norms
 
 
 def biases(s: Shape, size: int) -> int:
@@ -121,13 +129,20 @@ def biases(s: Shape, size: int) -> int:
     return s.layers * (5 * s.H + s.F) + s.cross * 4 * s.H + s.norms * s.H + s.H * s.pooler
 
 
+def top_two(s: Shape, size: int) -> int:
+    """Weights, biases and norms of two layers."""
+    per_layer = weights_of_layers(s) // s.layers
+    return 2 * (per_layer + (2 * s.H if s.architecture in BIASLESS else 9 * s.H + s.F))
+
+
 def nothing(s: Shape, size: int) -> int:
     return 0
 
 
 def weights_of_layers(s: Shape) -> int:
-    """The linear maps' weights; T5 1.1 has a third one in its feed-forward."""
-    return (s.layers + s.cross) * 4 * s.H * s.A + s.layers * (3 if s.architecture == "t5_gated" else 2) * s.H * s.F
+    """The linear maps' weights; T5 1.1 and Llama have a third one in their feed-forward."""
+    maps = 3 if s.architecture in GATED else 2
+    return (s.layers + s.cross) * 2 * s.H * (s.A + s.K) + s.layers * maps * s.H * s.F
 
 
 def everything(s: Shape, size: int) -> int:
@@ -137,19 +152,20 @@ def everything(s: Shape, size: int) -> int:
         "roberta": s.vocabulary + s.positions + 1,
         "deberta_v2": s.vocabulary + 2 * 4,  # 4 relative distances to each side
         "gpt2": s.vocabulary + s.positions,
+        "llama": s.vocabulary,
         "bart": s.vocabulary + 2 * (s.positions + 2),
         "t5": s.vocabulary,
         "t5_gated": 2 * s.vocabulary,
     }[s.architecture]
     relative = 2 * 8 * 2 if s.architecture in T5 else 0  # 8 buckets of 2 heads in each stack
-    linear_biases = 0 if s.architecture in T5 else biases(s, 0) - s.norms * s.H
+    linear_biases = 0 if s.architecture in BIASLESS else biases(s, 0) - s.norms * s.H
     pooler = s.H * s.H if s.pooler else 0
     return embeddings * s.H + weights_of_layers(s) + linear_biases + layer_norms(s) + relative + pooler
 
 
 def keys_values(s: Shape, P: int) -> int:
     """P keys and P values at every attention."""
-    return 2 * (s.layers + s.cross) * P * s.A
+    return 2 * (s.layers + s.cross) * P * s.K
 
 
 def with_mlp(s: Shape, P: int, M: int, rows: int, mlps: int = 1) -> int:
@@ -159,16 +175,20 @@ def with_mlp(s: Shape, P: int, M: int, rows: int, mlps: int = 1) -> int:
 
 def prefix_with_mlp(s: Shape, P: int) -> int:
     """M = 5; an MLP for encoder, decoder and cross-attention each."""
-    return with_mlp(s, P, 5, 2 * (s.layers + s.cross) * s.A, mlps=3 if s.both else 1)
+    return with_mlp(s, P, 5, 2 * (s.layers + s.cross) * s.K, mlps=3 if s.both else 1)
 
 
 def parallel_ffn(s: Shape, m: int) -> int:
     return adapters(lambda s: s.layers)(s, m)
 
 
-def lora(per_layer: Callable[[Shape], int], cross: Callable[[Shape], int] = lambda s: 0) -> Callable[[Shape, int], int]:
-    """r·(in + out) a target."""
-    return lambda s, r: r * (s.layers * per_layer(s) + s.cross * cross(s))
+def lora(
+    per_layer: Callable[[Shape], int],
+    cross: Callable[[Shape], int] = lambda s: 0,
+    more: Callable[[Shape], int] = lambda s: 0,
+) -> Callable[[Shape, int], int]:
+    """r·(in + out) a target; more: of every layer, whatever r."""
+    return lambda s, r: s.layers * (r * per_layer(s) + more(s)) + s.cross * r * cross(s)
 
 
 def prompt(length: int, init: str = "normal", mlp_hidden: int | None = None) -> Prompt:
@@ -196,7 +216,7 @@ METHODS = [
         lambda m: AdapterL(m, "relu", "normal", 1e-3),
         trained=lambda s, m: adapters(lambda s: s.layers)(s, m) + s.layers * 2 * s.H,
         added=lambda s, m: adapters(lambda s: s.layers)(s, m) + s.layers * 2 * s.H,
-        on=("gpt2", *T5),
+        on=(*DECODERS, *T5),
         start="near",
     ),
     Case(
@@ -247,14 +267,14 @@ METHODS = [
     Case(
         "lora",
         lambda r: Lora(r, 16.0, 0.1, ("query", "value"), "kaiming_uniform"),
-        trained=lora(lambda s: 2 * (s.H + s.A)),
-        added=lora(lambda s: 2 * (s.H + s.A)),
+        trained=lora(lambda s: s.H + s.A + s.H + s.K),
+        added=lora(lambda s: s.H + s.A + s.H + s.K),
     ),
     Case(
         "lora_six",
         lambda r: Lora(r, 8.0, 0.0, SIX, "normal_0.02"),
-        trained=lora(lambda s: 4 * (s.H + s.A) + 2 * (s.H + s.F)),
-        added=lora(lambda s: 4 * (s.H + s.A) + 2 * (s.H + s.F)),
+        trained=lora(lambda s: 2 * (s.H + s.A) + 2 * (s.H + s.K) + 2 * (s.H + s.F)),
+        added=lora(lambda s: 2 * (s.H + s.A) + 2 * (s.H + s.K) + 2 * (s.H + s.F)),
     ),
     Case(
         "lora_cross",
@@ -264,24 +284,42 @@ METHODS = [
         on=ENCODER_DECODERS,
     ),
     Case(
+        "dora",
+        lambda r: Dora(r, 16.0, 0.1, ("query", "value"), "kaiming_uniform"),
+        trained=lora(lambda s: s.H + s.A + s.H + s.K, more=lambda s: s.A + s.K),
+        added=lora(lambda s: s.H + s.A + s.H + s.K, more=lambda s: s.A + s.K),
+    ),
+    Case(
+        "dora_six",
+        lambda r: Dora(r, 8.0, 0.0, SIX, "normal_0.02"),
+        trained=lora(lambda s: 2 * (2 * s.H + s.A + s.K + s.H + s.F), more=lambda s: s.A + 2 * s.K + 2 * s.H + s.F),
+        added=lora(lambda s: 2 * (2 * s.H + s.A + s.K + s.H + s.F), more=lambda s: s.A + 2 * s.K + 2 * s.H + s.F),
+    ),
+    Case(
+        "vera",
+        lambda r: Vera(r, 0.1, 0.1, ("value", "ffn_in"), 0),
+        trained=lora(lambda s: 2, more=lambda s: s.K + s.F),
+        added=lora(lambda s: 2, more=lambda s: s.K + s.F),
+    ),
+    Case(
         "bitfit",
         lambda _: BitFit("all"),
         trained=biases,
         added=nothing,
-        on=tuple(a for a in ALL_ARCHITECTURES if a not in T5),
+        on=tuple(a for a in ALL_ARCHITECTURES if a not in BIASLESS),
     ),
     Case(
         "bitfit_subset",
         lambda _: BitFit("query_ffn_in"),
         trained=lambda s, _: s.layers * (s.H + s.F) + s.cross * s.H,
         added=nothing,
-        on=tuple(a for a in ALL_ARCHITECTURES if a not in T5),
+        on=tuple(a for a in ALL_ARCHITECTURES if a not in BIASLESS),
     ),
     Case(
         "ia3",
         lambda _: IA3(),
-        trained=lambda s, _: s.layers * (2 * s.A + s.F) + s.cross * 2 * s.A,
-        added=lambda s, _: s.layers * (2 * s.A + s.F) + s.cross * 2 * s.A,
+        trained=lambda s, _: s.layers * (2 * s.K + s.F) + s.cross * 2 * s.K,
+        added=lambda s, _: s.layers * (2 * s.K + s.F) + s.cross * 2 * s.K,
     ),
     Case(
         "prefix",
@@ -306,7 +344,7 @@ METHODS = [
         trained=lambda s, P: prefix_with_mlp(s, P) + P * s.H,
         added=lambda s, P: prefix_with_mlp(s, P) + P * s.H,
         stored=lambda s, P: keys_values(s, P) + P * s.H,
-        on=("gpt2",),
+        on=DECODERS,
         start="far",
     ),
     Case("prompt", prompt, trained=lambda s, P: P * s.H, added=lambda s, P: P * s.H, start="far"),
@@ -332,9 +370,9 @@ METHODS = [
     Case(
         "full_top",
         lambda _: FullTop(2),
-        trained=lambda s, _: 2 * (4 * s.H * s.H + 4 * s.H + 2 * s.H * s.F + s.F + s.H + 4 * s.H),
+        trained=top_two,
         added=nothing,
-        on=(*ENCODERS, "gpt2"),
+        on=(*ENCODERS, *DECODERS),
         in_place=True,
     ),
 ]
@@ -571,7 +609,7 @@ def test_trains_in_a_pack_as_alone(case, architecture, tiny_backbone, tiny_batch
 
 
 # They have modules at the query or key projection, or at the relative embeddings' norm, which a pack cannot slice.
-DEBERTA_ALONE = ("houlsby", "lora", "lora_six", "bitfit", "bitfit_subset", "ia3", "layer_norm")
+DEBERTA_ALONE = ("houlsby", "lora", "lora_six", "dora", "dora_six", "bitfit", "bitfit_subset", "ia3", "layer_norm")
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from peft_methods.attach import attach
 from peft_methods.bottleneck import AdapterL, Houlsby, Parallel, Pfeiffer, SharedPfeiffer
 from peft_methods.protocols import Method
-from tests.conftest import ALL_ARCHITECTURES, ENCODER_DECODERS, ENCODERS
+from tests.conftest import ALL_ARCHITECTURES, DECODERS, ENCODER_DECODERS, ENCODERS
 from tests.peft_methods.oracle import LAYERS, Leaves, by_site, check, check_moved, layers_of, path_of, plain
 from tests.peft_methods.surgery import Beside, Norm, bottleneck, change_sublayer, in_parallel, in_series, layer_norm
 
@@ -108,7 +108,7 @@ CASES: list[Case] = [
         beside("gelu_erf", 2.0, ("cross_attention",)),
         ENCODER_DECODERS,
     ),
-    ("adapter_l", lambda: AdapterL(5, "relu", "normal", 0.3), after_layers("relu"), ("gpt2", "t5", "t5_gated")),
+    ("adapter_l", lambda: AdapterL(5, "relu", "normal", 0.3), after_layers("relu"), (*DECODERS, "t5", "t5_gated")),
     ("pfeiffer", lambda: Pfeiffer(5, "relu", "normal", 0.3, 0), around_norms("relu"), POST_NORM),
     ("pfeiffer_dropped", lambda: Pfeiffer(5, "swish", "normal", 0.3, 1), around_norms("swish", first=1), POST_NORM),
     ("pfeiffer_shared", lambda: SharedPfeiffer(5, "relu", "normal", 0.3), around_norms("relu", shared=True), POST_NORM),

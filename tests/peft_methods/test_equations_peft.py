@@ -12,16 +12,18 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, VeraConfig, get_peft_model
 from torch import Tensor
 from torch.func import functional_call
 
 from peft_methods.attach import attach
+from peft_methods.dora import Dora
 from peft_methods.ia3 import IA3
 from peft_methods.lora import Lora
 from peft_methods.prefix import Prefix
 from peft_methods.prompt import Prompt
-from tests.conftest import ALL_ARCHITECTURES, ENCODER_DECODERS
+from peft_methods.vera import Vera
+from tests.conftest import ALL_ARCHITECTURES, DECODERS, ENCODER_DECODERS
 from tests.peft_methods.oracle import Leaves, by_site, check, check_moved, path_of, plain
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft calls it
@@ -29,6 +31,7 @@ OUTPUTS = ("attention_output", "ffn_in", "ffn_out")
 TARGETS = {
     "deberta_v2": ("query", "key", "value", *OUTPUTS),
     "gpt2": OUTPUTS,
+    "llama": ("query", "key", "value", *OUTPUTS, "ffn_gate"),
     "t5": ("query", "key", "value", *OUTPUTS, "cross_query", "cross_key", "cross_value", "cross_output"),
 }
 TARGETS |= {"bart": TARGETS["t5"], "t5_gated": (*TARGETS["t5"], "ffn_gate")}
@@ -60,6 +63,56 @@ def test_lora(architecture, tiny_backbone, tiny_batch, randomize):
             for name, leaf in own.items()
         }
         return outputs_with(theirs, changed, batch)
+
+    check(attached, batch, architecture, oracle)
+
+
+@pytest.mark.parametrize("architecture", ["bert", *TARGETS])
+def test_dora(architecture, tiny_backbone, tiny_batch, randomize):
+    targets = TARGETS.get(architecture, ("query", "value", *OUTPUTS))
+    batch = tiny_batch(architecture, rows=4, width=9)
+    attached = attach(tiny_backbone(architecture, torch.float64), [Dora(3, 7.0, 0.0, targets, "normal_0.02")])
+    randomize(attached.run(0), seed=5)
+    check_moved(attached, batch, tiny_backbone(architecture, torch.float64))
+    paths = [path_of(architecture, site) for site in attached.run(0).by_site]
+    settings = {"r": 3, "lora_alpha": 7, "use_dora": True, "fan_in_fan_out": architecture == "gpt2"}
+    theirs = get_peft_model(
+        tiny_backbone(architecture, torch.float64), LoraConfig(**settings, target_modules=paths)
+    ).eval()
+    names = {"low_rank.A": "lora_A", "low_rank.B": "lora_B", "magnitude": "lora_magnitude_vector"}
+
+    def oracle(leaves: Leaves) -> Tensor:
+        changed = {
+            f"base_model.model.{path_of(architecture, site)}.{names[name]}.default.weight": leaf
+            for site, own in by_site(leaves).items()
+            for name, leaf in own.items()
+        }
+        return outputs_with(theirs, changed, batch)
+
+    check(attached, batch, architecture, oracle)
+
+
+@pytest.mark.parametrize("architecture", ["bert", *TARGETS])
+def test_vera(architecture, tiny_backbone, tiny_batch, randomize):
+    """Each draws the shared pair from the seed."""
+    targets = TARGETS.get(architecture, ("query", "value", *OUTPUTS))
+    batch = tiny_batch(architecture, rows=4, width=9)
+    attached = attach(tiny_backbone(architecture, torch.float64), [Vera(5, 0.3, 0.0, targets, 7)])
+    randomize(attached.run(0), seed=5)
+    check_moved(attached, batch, tiny_backbone(architecture, torch.float64))
+    paths = [path_of(architecture, site) for site in attached.run(0).by_site]
+    settings = {"r": 5, "d_initial": 0.3, "projection_prng_key": 7, "fan_in_fan_out": architecture == "gpt2"}
+    theirs = get_peft_model(
+        tiny_backbone(architecture, torch.float64), VeraConfig(**settings, target_modules=paths)
+    ).double()
+
+    def oracle(leaves: Leaves) -> Tensor:
+        changed = {
+            f"base_model.model.{path_of(architecture, site)}.vera_lambda_{name}.default": leaf
+            for site, own in by_site(leaves).items()
+            for name, leaf in own.items()
+        }
+        return outputs_with(theirs.eval(), changed, batch)
 
     check(attached, batch, architecture, oracle)
 
@@ -101,7 +154,7 @@ def test_prompt(architecture, tiny_backbone, tiny_batch, randomize):
     attached = attach(tiny_backbone(architecture, torch.float64), [Prompt(LENGTH, None, "normal", (), 0, ())])
     check_moved(attached, batch, tiny_backbone(architecture, torch.float64))
     both = architecture in ENCODER_DECODERS
-    task = "SEQ_2_SEQ_LM" if both else "CAUSAL_LM" if architecture == "gpt2" else "FEATURE_EXTRACTION"
+    task = "SEQ_2_SEQ_LM" if both else "CAUSAL_LM" if architecture in DECODERS else "FEATURE_EXTRACTION"
     config = PromptTuningConfig(task_type=task, num_virtual_tokens=LENGTH, num_transformer_submodules=1)
     theirs = get_peft_model(tiny_backbone(architecture, torch.float64), config).eval()
 
@@ -114,17 +167,25 @@ def test_prompt(architecture, tiny_backbone, tiny_batch, randomize):
 
 
 @pytest.mark.parametrize("mlp_hidden", [None, 6], ids=["rows", "mlp"])
-@pytest.mark.parametrize("architecture", ["gpt2", "t5", "t5_gated"])
-def test_prefix_of_a_decoder(architecture, mlp_hidden, tiny_backbone, tiny_batch, randomize):
-    """peft's prefix is a cache, so the text's positions, and T5's distances, count it, as ours do.
-
-    T5 has one layer here: see above."""
-    layers = 2 if architecture == "gpt2" else 1
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("gpt2", {}),
+        ("llama", {}),  # two keys for four heads
+        pytest.param("llama", {"num_key_value_heads": 4}, id="llama-a key for each head"),
+        ("t5", {"num_hidden_layers": 1}),
+        ("t5_gated", {"num_hidden_layers": 1}),
+    ],
+)
+def test_prefix_of_a_decoder(architecture, changes, mlp_hidden, tiny_backbone, tiny_batch, randomize):
+    """peft's prefix is a cache, so the text's positions, and T5's distances, count it, as ours do; Llama's keys there
+    are not rotated. T5 has one layer here: see above."""
 
     def backbone() -> Any:
-        return tiny_backbone(architecture, torch.float64, num_hidden_layers=layers)
+        return tiny_backbone(architecture, torch.float64, **changes)
 
-    batch, stack = tiny_batch(architecture, rows=4, width=9), "" if architecture == "gpt2" else "decoder."
+    batch, stack = tiny_batch(architecture, rows=4, width=9), "" if architecture in DECODERS else "decoder."
+    layers = backbone().config.num_hidden_layers
 
     def modules(sites: Any) -> Any:
         everywhere = Prefix(LENGTH, mlp_hidden, "random", "").modules(sites)

@@ -19,7 +19,7 @@ from peft_methods.attach import attach
 from peft_methods.bottleneck import Parallel
 from peft_methods.composition import Composition
 from peft_methods.prefix import Infix, Prefix
-from tests.conftest import ALL_ARCHITECTURES
+from tests.conftest import ALL_ARCHITECTURES, DECODERS
 from tests.peft_methods.oracle import Leaves, by_site, check, check_moved, layers_of, plain
 from tests.peft_methods.surgery import change_sublayer, in_parallel
 
@@ -28,6 +28,7 @@ ATTENTION = {
     "bert": {"self_kv": "attention.self"},
     "roberta": {"self_kv": "attention.self"},
     "gpt2": {"self_kv": "attn"},
+    "llama": {"self_kv": "self_attn"},
     "t5": {"self_kv": "layer.0.SelfAttention", "cross_kv": "layer.1.EncDecAttention"},
     "t5_gated": {"self_kv": "layer.0.SelfAttention", "cross_kv": "layer.1.EncDecAttention"},
     "bart": {"self_kv": "self_attn", "cross_kv": "encoder_attn"},
@@ -40,10 +41,11 @@ def attention_with_prefix(
     position_bias: Tensor | None = None, **kwargs: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """What transformers calls with query, key, value (B, heads, T, d); `module.pair` is what the test put there."""
-    rows, heads, length = query.shape[:3]
-    before = [x.view(len(x), heads, -1).transpose(0, 1).expand(rows, -1, -1, -1) for x in module.pair]
+    (rows, heads, length), own = query.shape[:3], key.shape[1]
+    before = [x.view(len(x), own, -1).transpose(0, 1).expand(rows, -1, -1, -1) for x in module.pair]
     prefix = before[0].shape[2]
     key, value = torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
+    key, value = (x[:, [h * own // heads for h in range(heads)]] for x in (key, value))  # Llama: one for several heads
     scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if module.relative_bias is not None:  # as if the prefix were the first words of a longer text
         scores = scores + module.relative_bias(prefix + length, key.shape[2])[:, :, prefix:]
@@ -91,8 +93,8 @@ def put_before(architecture: str, model: Any, pairs: dict[str, Pair]) -> int:
 
 
 def outputs_behind(architecture: str, model: nn.Module, batch: dict[str, Tensor], prefix: int) -> Tensor:
-    """GPT-2 alone counts the prefix in the text's positions."""
-    if architecture != "gpt2":
+    """Decoders alone count the prefix in the text's positions."""
+    if architecture not in DECODERS:
         return plain(model, batch)
     return plain(model, batch, position_ids=torch.arange(batch["input_ids"].shape[1])[None] + prefix)
 
@@ -136,7 +138,7 @@ def by_two_passes(model: Any, batch: dict[str, Tensor], e: Tensor, pairs: dict[s
     rows = []
     for ids, mask, at in zip(batch["input_ids"], batch["attention_mask"], batch["boundary"].tolist(), strict=True):
         text, whole = ids[: mask.sum()], len(e) + int(mask.sum())
-        first = model(inputs_embeds=torch.cat([model.transformer.wte(text[:at]), e])[None], use_cache=True)
+        first = model(inputs_embeds=torch.cat([model.get_input_embeddings()(text[:at]), e])[None], use_cache=True)
         cache = first.past_key_values
         for i, layer in enumerate(cache.layers):
             for name, added in zip(("keys", "values"), pairs[f"layer.{i}.self_kv"], strict=True):
@@ -151,16 +153,17 @@ def by_two_passes(model: Any, batch: dict[str, Tensor], e: Tensor, pairs: dict[s
 
 
 @pytest.mark.parametrize("mlp_hidden", [None, 6], ids=["rows", "mlp"])
-def test_infix_equals_two_passes_with_a_cache(mlp_hidden, tiny_backbone, tiny_batch, randomize):
-    batch = tiny_batch("gpt2", rows=4, width=9)
+@pytest.mark.parametrize("architecture", DECODERS)
+def test_infix_equals_two_passes_with_a_cache(architecture, mlp_hidden, tiny_backbone, tiny_batch, randomize):
+    batch = tiny_batch(architecture, rows=4, width=9)
     assert (batch["boundary"] < batch["attention_mask"].sum(1)).all(), "a row without target shows nothing"
-    attached = attach(tiny_backbone("gpt2", torch.float64), [Infix(3, mlp_hidden)], seeds=[2])
+    attached = attach(tiny_backbone(architecture, torch.float64), [Infix(3, mlp_hidden)], seeds=[2])
     randomize(attached.run(0), seed=5)
-    check_moved(attached, batch, tiny_backbone("gpt2", torch.float64))
+    check_moved(attached, batch, tiny_backbone(architecture, torch.float64))
 
     def oracle(leaves: Leaves) -> Tensor:
         e = leaves["sites.embeddings.embedding"]
         pairs = pairs_of({name: leaf for name, leaf in leaves.items() if "_kv." in name})
-        return by_two_passes(tiny_backbone("gpt2", torch.float64), batch, e, pairs)
+        return by_two_passes(tiny_backbone(architecture, torch.float64), batch, e, pairs)
 
-    check(attached, batch, "gpt2", oracle)
+    check(attached, batch, architecture, oracle)

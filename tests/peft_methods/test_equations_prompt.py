@@ -15,7 +15,7 @@ from peft_methods.attach import attach
 from peft_methods.heads import ClassificationHead
 from peft_methods.prefix import Prefix
 from peft_methods.prompt import Prompt
-from tests.conftest import ALL_ARCHITECTURES, ENCODER_DECODERS
+from tests.conftest import ALL_ARCHITECTURES, DECODERS, ENCODER_DECODERS
 from tests.peft_methods.oracle import Leaves, check, check_moved
 
 LENGTH = 4
@@ -57,7 +57,7 @@ def test_equals_the_rows_as_embeddings(architecture, mlp_hidden, tiny_backbone, 
         outputs = behind_rows(backbone, batch, rows_of(leaves))
         if architecture in ENCODER_DECODERS:
             return outputs.logits
-        return (outputs.logits if architecture == "gpt2" else outputs.last_hidden_state)[:, LENGTH:]
+        return (outputs.logits if architecture in DECODERS else outputs.last_hidden_state)[:, LENGTH:]
 
     check(attached, batch, architecture, oracle)
 
@@ -79,8 +79,9 @@ def test_the_head_reads_the_first_token_of_the_text(tiny_backbone, tiny_batch, r
     check(attached, batch, "bert", oracle)
 
 
-# 26 positions in the table, for BERT and GPT-2 26 of text, for RoBERTa two less; BART adds its two to the table.
-POSITIONS = {"bert": 26, "roberta": 24, "gpt2": 26, "bart": 26}
+# 26 positions, for BERT and GPT-2 26 of text, for RoBERTa two less; BART adds its two to the table. Llama has no table:
+# its bound is the length it was trained at.
+POSITIONS = {"bert": 26, "roberta": 24, "gpt2": 26, "llama": 26, "bart": 26}
 
 
 @pytest.mark.parametrize("architecture", POSITIONS)

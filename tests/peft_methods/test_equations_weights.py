@@ -1,6 +1,8 @@
 """Methods that are a change of weights, on every architecture: the changed weights in a plain transformers model.
 
 LoRA      W + (alpha / r) B A
+DoRA      m / ||W + (alpha / r) B A|| (W + (alpha / r) B A), the norm of each row a constant to the gradient
+VeRA      W + diag(b) B diag(d) A with A and B from a seed
 BitFit    b + db
 (IA)^3    rows of W_k and W_v scaled with their biases, columns of W_out scaled
 norms     gain + dgain, bias + dbias
@@ -20,23 +22,25 @@ from torch.func import functional_call
 from peft_methods.attach import attach
 from peft_methods.baselines import Full, FullTop
 from peft_methods.bitfit import BitFit
+from peft_methods.dora import Dora
 from peft_methods.heads import ClassificationHead
 from peft_methods.ia3 import IA3
 from peft_methods.layer_norm import norm_offset
 from peft_methods.lora import Lora
 from peft_methods.protocols import Method
-from tests.conftest import ALL_ARCHITECTURES, ENCODER_DECODERS, ENCODERS
+from peft_methods.vera import Vera
+from tests.conftest import ALL_ARCHITECTURES, BIASLESS, DECODERS, ENCODER_DECODERS, ENCODERS
 from tests.peft_methods.oracle import Leaves, by_site, check, check_moved, path_of, plain
 
 SIX = ("query", "key", "value", "attention_output", "ffn_in", "ffn_out")
 CROSS = ("cross_query", "cross_key", "cross_value", "cross_output")
-BIASED = tuple(a for a in ALL_ARCHITECTURES if not a.startswith("t5"))
+BIASED = tuple(a for a in ALL_ARCHITECTURES if a not in BIASLESS)
 PARTS = {"query": 0, "key": 1, "value": 2}  # of GPT-2's c_attn
 
 
 def targets(architecture: str) -> tuple[str, ...]:
     """Every linear map of the layers, and BERT's pooler."""
-    more = {"bert": ("pooler",), "t5_gated": ("ffn_gate",)}.get(architecture, ())
+    more = {"bert": ("pooler",), "t5_gated": ("ffn_gate",), "llama": ("ffn_gate",)}.get(architecture, ())
     return (*SIX, *(CROSS if architecture in ENCODER_DECODERS else ()), *more)
 
 
@@ -76,6 +80,28 @@ def with_lora(scaling: float) -> Callable[[ChangedWeights, Leaves], None]:
     return write
 
 
+def with_dora(model: ChangedWeights, leaves: Leaves) -> None:
+    for site, own in by_site(leaves).items():
+
+        def decomposed(w: Tensor, own: Leaves = own) -> Tensor:
+            rows = w + 7.0 / 3 * own["low_rank.B"] @ own["low_rank.A"]
+            return own["magnitude"][:, None] * rows / rows.detach().square().sum(1, keepdim=True).sqrt()
+
+        model.change(site, "weight", decomposed)
+
+
+def with_vera(model: ChangedWeights, leaves: Leaves) -> None:
+    """One pair for all targets, as wide as the second feed-forward map and as high as the first."""
+    draws, bounds = torch.Generator().manual_seed(11), {(5, 24): (6 / 24) ** 0.5, (24, 5): (6 / 5) ** 0.5}
+    A, B = (torch.empty(shape).uniform_(-c, c, generator=draws).double() for shape, c in bounds.items())
+    for site, own in by_site(leaves).items():
+
+        def scaled(w: Tensor, own: Leaves = own) -> Tensor:
+            return w + torch.diag(own["b"]) @ B[: len(w)] @ torch.diag(own["d"]) @ A[:, : w.shape[1]]
+
+        model.change(site, "weight", scaled)
+
+
 def with_offsets(model: ChangedWeights, leaves: Leaves) -> None:
     for site, own in by_site(leaves).items():
         for leaf, offset in own.items():
@@ -105,12 +131,14 @@ def all_norms(architecture: str) -> Any:
 Write = Callable[[ChangedWeights, Leaves], None]
 CASES: list[tuple[str, Callable[[str], Method], Write, tuple[str, ...]]] = [
     ("lora", lambda a: Lora(3, 7.0, 0.0, targets(a), "normal_0.02"), with_lora(7.0 / 3), ALL_ARCHITECTURES),
+    ("dora", lambda a: Dora(3, 7.0, 0.0, targets(a), "normal_0.02"), with_dora, ALL_ARCHITECTURES),
+    ("vera", lambda a: Vera(5, 0.7, 0.0, targets(a), 11), with_vera, ALL_ARCHITECTURES),
     ("bitfit", lambda a: BitFit("all"), with_offsets, BIASED),
     ("bitfit_subset", lambda a: BitFit("query_ffn_in"), with_offsets, BIASED),
     ("ia3", lambda a: IA3(), with_scales, ALL_ARCHITECTURES),
     ("norms", all_norms, with_offsets, ALL_ARCHITECTURES),
     ("full", lambda a: Full(), in_place, ALL_ARCHITECTURES),
-    ("full_top", lambda a: FullTop(1), in_place, (*ENCODERS, "gpt2")),
+    ("full_top", lambda a: FullTop(1), in_place, (*ENCODERS, *DECODERS)),
 ]
 CELLS = [pytest.param(*case[1:3], a, id=f"{case[0]}-{a}") for case in CASES for a in case[3]]
 

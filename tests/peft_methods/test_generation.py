@@ -13,7 +13,7 @@ from peft_methods.lora import Lora
 from peft_methods.prefix import Prefix
 from peft_methods.prompt import Prompt
 from peft_methods.protocols import Method
-from tests.conftest import ENCODER_DECODERS
+from tests.conftest import DECODERS, ENCODER_DECODERS
 from tests.peft_methods.oracle import by_site, path_of
 
 METHODS: list[Method] = [
@@ -59,7 +59,7 @@ def batch_of(architecture: str, i: int, tiny_batch: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("ends", [False, True], ids=["full_length", "rows_end"])
 @pytest.mark.parametrize("decoding", DECODING)
-@pytest.mark.parametrize("architecture", ["gpt2", "t5", "bart"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "t5", "bart"])
 def test_a_mixed_pack_writes_what_each_run_writes_alone(
     architecture, decoding, ends, tiny_backbone, tiny_batch, randomize
 ):
@@ -76,8 +76,22 @@ def test_a_mixed_pack_writes_what_each_run_writes_alone(
         assert len({len(row) for row in every}) > 1, "all end at once"
 
 
+@pytest.mark.parametrize("ends", [60, [60, 59]], ids=["one", "several"])
+def test_without_a_padding_token_the_end_fills_what_a_row_leaves(ends, tiny_backbone, tiny_batch, randomize):
+    """SmolLM2 has one end, Llama 3 several: the first."""
+    text = [batch_of("llama", 0, tiny_batch)]
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    (alone,) = attach_runs([0], "llama", tiny_backbone, randomize).generate(text, **settings)
+    assert alone is not None
+    attached, stops = attach_runs([0], "llama", tiny_backbone, randomize), alone[0, :1].tolist()
+    attached.backbone.config.eos_token_id = ends
+    (written,) = attached.generate(text, **settings, eos_token_id=stops)
+    assert written is not None
+    assert written[0].tolist() == [*stops, 60, 60, 60]
+
+
 @pytest.mark.parametrize("decoding", DECODING)
-@pytest.mark.parametrize("architecture", ["gpt2", "t5", "bart"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "t5", "bart"])
 def test_a_pack_writes_what_transformers_writes(architecture, decoding, tiny_backbone, tiny_batch, randomize):
     """LoRA written into the weights, the prompt given as embeddings; the prefix has its equation elsewhere."""
     settings = settings_of(architecture, decoding, False)
@@ -100,7 +114,7 @@ def test_a_pack_writes_what_transformers_writes(architecture, decoding, tiny_bac
         "inputs_embeds": torch.cat([rows.expand(len(embedded), -1, -1), embedded], dim=1),
         "attention_mask": F.pad(batches[2]["attention_mask"], (3, 0), value=1),
     }
-    if architecture == "gpt2":  # no_repeat_ngram_size sees the ids of the text, and padding in the prompt's places
+    if architecture in DECODERS:  # no_repeat_ngram_size sees the ids of the text, and padding in the prompt's places
         longer["input_ids"] = F.pad(batches[2]["input_ids"], (3, 0), value=0)
     for model, inputs, ours in ((merged, batches[0], lora), (plain, longer, prompt)):
         expected = _by_transformers(architecture, model, inputs, settings)

@@ -1,15 +1,18 @@
 """The site table: every linear map and every norm of a backbone's layers is one site, and nothing else is."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from transformers import RobertaModel
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 from transformers.pytorch_utils import Conv1D
 
 from peft_methods.architectures import ARCHITECTURES
 from peft_methods.sites import Sites
-from tests.conftest import ALL_ARCHITECTURES, ENCODER_DECODERS
+from tests.conftest import ALL_ARCHITECTURES, BIASLESS, ENCODER_DECODERS
 
 ROLES = ["attention_output", "ffn_in", "ffn_out", "key", "query", "value"]
 
@@ -27,7 +30,7 @@ def test_every_architecture_is_under_test(tiny_config):
 def test_sites_cover_the_backbone(architecture, tiny_backbone):
     table = Sites(tiny_backbone(architecture))
     modules = {name: module for name, module in table.base.named_modules() if name != "lm_head"}
-    for kind, types in (("projection", (nn.Linear, Conv1D)), ("norm", (nn.LayerNorm, T5LayerNorm))):
+    for kind, types in (("projection", (nn.Linear, Conv1D)), ("norm", (nn.LayerNorm, T5LayerNorm, LlamaRMSNorm))):
         expected = {name for name, module in modules.items() if isinstance(module, types)}
         assert {site.path for site in table.all if site.kind == kind} == expected
     assert len({site.name for site in table.all}) == len(table.all)
@@ -72,6 +75,8 @@ def test_widths(architecture, tiny_backbone):
         for role in ROLES
     }
     square = dict.fromkeys(("query", "key", "value", "attention_output"), (12, 12))
+    if architecture == "llama":
+        square |= dict.fromkeys(("key", "value"), (12, 6))  # one key for two heads
     assert widths == {**square, "ffn_in": (12, 20), "ffn_out": (20, 12)}
     assert {site.width for site in table.all if site.kind in ("sublayer", "norm", "block", "embeddings")} == {12}
     for site in table.all:
@@ -97,7 +102,7 @@ def test_weight_and_bias_are_the_projection(architecture, tiny_backbone, tiny_ba
         assert weight.shape == (site.width, site.in_features)
         torch.testing.assert_close(nn.functional.linear(x, weight, bias), y[..., slice(*site.columns or (None,))])
         assert not weight.requires_grad
-    assert all(table.bias(site) is None for site in projections) == architecture.startswith("t5")
+    assert all(table.bias(site) is None for site in projections) == (architecture in BIASLESS)
 
 
 def test_weight_and_bias_are_views(architecture, tiny_backbone):
@@ -106,11 +111,10 @@ def test_weight_and_bias_are_views(architecture, tiny_backbone):
     for view in (table.weight(site), table.bias(site)):
         if view is not None:
             view.fill_(7.0)
-    module, columns = table.module(site), slice(*site.columns or (None,))
+    module: Any = table.module(site)
+    columns = slice(*site.columns or (None,))
     assert (module.weight == 7.0).sum() == site.width * site.in_features
     assert module.bias is None or (module.bias[columns] == 7.0).all()
-    with pytest.raises(ValueError, match="kind embeddings: only projections have a weight"):
-        table.weight(table.embeddings())
 
 
 def test_whose_tokens(tiny_backbone):

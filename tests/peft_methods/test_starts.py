@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from peft_methods.attach import attach
 from peft_methods.prefix import Prefix
 from peft_methods.prompt import Prompt
-from tests.conftest import ALL_ARCHITECTURES, ENCODER_DECODERS, VOCABULARY
+from tests.conftest import ALL_ARCHITECTURES, DECODERS, ENCODER_DECODERS, VOCABULARY
 from tests.peft_methods.oracle import layers_of, path_of, plain, real
 
 HAVE_KEYS = tuple(a for a in ALL_ARCHITECTURES if a != "deberta_v2")
@@ -41,10 +41,19 @@ def rows_of(backbone: Any, method: Prompt, seed: int = 0, tokenizer: Any = None)
     return rows
 
 
+def rotated(keys: Tensor, heads: int) -> Tensor:
+    """(T, heads * d): at position t components j and j + d/2 of every head turn by the angle t / 10000^(2j/d)."""
+    first, second = keys.unflatten(1, (heads, 2, -1)).unbind(2)  # (T, heads, d/2) each
+    half = first.shape[-1]
+    angles = torch.arange(len(keys))[:, None, None] / 10_000 ** (torch.arange(half) / half)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([first * cos - second * sin, second * cos + first * sin], dim=2).flatten(1)
+
+
 class TestPrefixFromWords:
     @pytest.mark.parametrize("architecture", HAVE_KEYS)
     def test_keys_and_values_are_what_the_model_computes(self, architecture, tiny_backbone, tokenizer):
-        """Every projection's output by hand from the hidden states that transformers reports."""
+        """Every projection's output by hand from the hidden states that transformers reports; Llama's keys rotated."""
         backbone = tiny_backbone(architecture, torch.float64).train()
         attached = attach(backbone, [Prefix(5, None, "words", WORDS)], tokenizer=tokenizer)
         trained = attached.run(0).trained()
@@ -57,7 +66,7 @@ class TestPrefixFromWords:
             stack, _, i = layer_name.rpartition("layer.")
             states = "hidden_states" if not stack else f"{stack.removesuffix('.')}_hidden_states"
             hidden = outputs[states][int(i)]
-            if architecture in ("gpt2", "t5", "t5_gated"):
+            if architecture in (*DECODERS, "t5", "t5_gated"):
                 hidden = plain_model.get_submodule(path_of(architecture, f"{layer_name}.attention_norm"))(hidden)
             seen = {"": (hidden, "self_kv")}
             if stack == "decoder.":
@@ -67,15 +76,18 @@ class TestPrefixFromWords:
                     y = plain_model.get_submodule(path_of(architecture, f"{layer_name}.{prefix}{which}"))(x)[0]
                     if architecture == "gpt2":
                         y = y.chunk(3, dim=-1)[1 if which == "key" else 2]
+                    if architecture == "llama" and which == "key":
+                        y = rotated(y, heads=2)
                     ours = trained[f"sites.{layer_name}.{kind}.{which}s"]
                     torch.testing.assert_close(ours, y, rtol=0, atol=1e-6)  # kept in float32 on the way
                     compared += 1
         assert compared == len(trained)
 
-    def test_gpt2_reads_the_prefix_as_its_left_context(self, tiny_backbone, tiny_batch, tokenizer):
+    @pytest.mark.parametrize("architecture", DECODERS)
+    def test_a_decoder_reads_the_prefix_as_its_left_context(self, architecture, tiny_backbone, tiny_batch, tokenizer):
         """Positions count the prefix, and no word of it sees the text: exactly the model that reads the words."""
-        backbone, batch = tiny_backbone("gpt2"), tiny_batch("gpt2", rows=4, width=9)
-        attached = attach(tiny_backbone("gpt2"), [Prefix(5, None, "words", WORDS)], tokenizer=tokenizer)
+        backbone, batch = tiny_backbone(architecture), tiny_batch(architecture, rows=4, width=9)
+        attached = attach(tiny_backbone(architecture), [Prefix(5, None, "words", WORDS)], tokenizer=tokenizer)
         with torch.no_grad():
             ours = real(attached([batch])[0], batch)
             expected = self._with_words(backbone, batch)

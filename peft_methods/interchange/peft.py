@@ -3,10 +3,10 @@
     adapter_config.json         peft_type and the method's settings
     adapter_model.safetensors   base_model.model.<module>.lora_A.weight   (r x in), lora_B.weight (out x r)
                                 base_model.model.<module>.ia3_l           (out x 1), before a projection (1 x in)
-                                prompt_embeddings (P x H); of prefixes (P x 2·L·H): k_1 v_1 k_2 ..
+                                prompt_embeddings (P x H); of prefixes (P x 2·L·A): k_1 v_1 k_2 ..
                                 base_model.model.classifier...            the head (modules_to_save)
 
-GPT-2's fused query, key and value: interchange_projections.py.
+GPT-2's fused query, key and value: projections.py.
 
 peft hands prefixes over as past keys and values of a decoder: only decoder-only models have them on both sides. Behind
 prompt rows peft's classifiers read the first row, ours the first token of the text: a prompt goes without its head.
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from peft_methods.attached import Attached
 from peft_methods.ia3 import IA3
-from peft_methods.interchange import (
+from peft_methods.interchange.folders import (
     HEADS,
     Imported,
     check_fields,
@@ -35,7 +35,7 @@ from peft_methods.interchange import (
     take_head,
     write_folder,
 )
-from peft_methods.interchange_projections import EVERYWHERE, Contents, read_ia3, read_lora, write_ia3, write_lora
+from peft_methods.interchange.projections import EVERYWHERE, Contents, read_ia3, read_lora, write_ia3, write_lora
 from peft_methods.lora import Lora
 from peft_methods.prefix import Prefix
 from peft_methods.prompt import Prompt
@@ -134,7 +134,9 @@ def _write_prefix(sites: Sites, run: RunModules) -> Contents:
     _check_decoder(sites)
     pairs = [run.at(site.name).collapsed() for site in sites.attentions()]
     rows = torch.cat([pair[which] for pair in pairs for which in ("keys", "values")], dim=1)
-    config = {"encoder_hidden_size": sites.base.config.hidden_size, "prefix_projection": False}
+    hidden, heads = sites.base.config.hidden_size, sites.base.config.num_attention_heads
+    config = {"token_dim": pairs[0]["keys"].shape[1], "encoder_hidden_size": hidden, "prefix_projection": False}
+    config["num_attention_heads"] = getattr(sites.base.config, "num_key_value_heads", heads)  # grouped: those of keys
     return _virtual(sites, "PREFIX_TUNING", rows) | config, {"prompt_embeddings": rows}
 
 
@@ -142,7 +144,7 @@ def _read_prefix(sites: Sites, config: dict[str, Any], tensors: dict[str, Tensor
     check_fields(config, (*EVERYWHERE, *_VIRTUAL_FIELDS, "encoder_hidden_size", "prefix_projection"))
     _check_decoder(sites)
     rows, attentions = _rows(tensors), sites.attentions()
-    width = sites.base.config.hidden_size
+    width = sites.projections(["key"])[0].width
     if rows.shape[1] != 2 * width * len(attentions):
         raise ValueError(
             f"prompt_embeddings is {tuple(rows.shape)}, expected ({len(rows)}, {2 * width * len(attentions)}): "

@@ -20,11 +20,12 @@ from peft_methods.bitfit import BitFit
 from peft_methods.bottleneck import Houlsby
 from peft_methods.heads import ClassificationHead
 from peft_methods.ia3 import IA3
-from peft_methods.interchange_peft import export_peft, import_peft, read_peft
+from peft_methods.interchange import export_peft, import_peft, read_peft
 from peft_methods.lora import Lora
 from peft_methods.prefix import Prefix
 from peft_methods.prompt import Prompt
 from peft_methods.state import copy_trained
+from tests.conftest import ALL_ARCHITECTURES, DECODERS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to:UserWarning"),
@@ -32,7 +33,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
 ]
 LABELS = 4
-ALL = ("bert", "roberta", "deberta_v2", "gpt2", "t5", "t5_gated", "bart")
 WITH_HEAD = {
     "bert": BertForSequenceClassification,
     "roberta": RobertaForSequenceClassification,
@@ -54,10 +54,10 @@ METHODS = {
 # A prompt goes without its head, a prefix to a decoder alone; a head makes another folder, so encoders without one too.
 CASES = [
     (architecture, method, head)
-    for architecture in ALL
+    for architecture in ALL_ARCHITECTURES
     for method in METHODS
     for head in (True, False)
-    if (architecture == "gpt2" or not method.startswith("prefix"))
+    if (architecture in DECODERS or not method.startswith("prefix"))
     and head == (architecture in WITH_HEAD and METHODS[method] not in (METHODS["prompt"], METHODS["embedding_only"]))
 ] + [("bert", "lora", False), ("roberta", "ia3", False)]
 
@@ -273,7 +273,7 @@ def test_a_failed_export_leaves_nothing(attached_run, tmp_path, monkeypatch):
     def full(*args: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("peft_methods.interchange.save_file", full)
+    monkeypatch.setattr("peft_methods.interchange.folders.save_file", full)
     with pytest.raises(OSError, match="No space"):
         export_peft(attached_run("bert", LORA, True), tmp_path / "run")
     assert not list(tmp_path.iterdir())
@@ -361,5 +361,5 @@ def test_a_lost_tensor_is_refused(lost, message, attached_run, tiny_backbone, tm
 
 
 def test_the_documented_example_runs():
-    page = (Path(__file__).parents[2] / "docs" / "interchange.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "interchange.md").read_text(encoding="utf-8")
     exec(compile(page.split("```python\n")[1].split("```")[0], "docs/interchange.md", "exec"), {})

@@ -5,7 +5,7 @@
     head_config.json        config: the library's classification head
     model_head.safetensors  heads.<name>.<index in its nn.Sequential>
 
-Which configuration is which method: interchange_bottlenecks.py.
+Which configuration is which method: bottlenecks.py.
 """
 
 import re
@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 
 from peft_methods.attached import Attached
 from peft_methods.bottleneck import Bottleneck
-from peft_methods.interchange import (
+from peft_methods.interchange.bottlenecks import config_of, method_of
+from peft_methods.interchange.folders import (
     HEADS,
     Imported,
     fitted,
@@ -30,7 +31,6 @@ from peft_methods.interchange import (
     take_head,
     write_folder,
 )
-from peft_methods.interchange_bottlenecks import config_of, method_of
 from peft_methods.sites import Site, Sites
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter.safetensors"
@@ -67,7 +67,7 @@ def export_adapters(attached: Attached, folder: Path, name: str, k: int = 0) -> 
     if not re.fullmatch(r"\w[\w-]*", name):
         raise ValueError(f"name={name!r}: expected letters, digits, _ and -, since it is part of every tensor's name")
     config = config_of(sites, run.method)
-    model_class = _PLACES[sites.model_type][0]
+    model_class = _layout(sites)[0]
     tensors: dict[str, Tensor] = {}
     for site in _sites(sites, run.method):
         own = dict(run.at(site.name).named_parameters())
@@ -198,9 +198,16 @@ def _sites(sites: Sites, method: Any) -> list[Site]:
     return [site for site, module in modules.items() if isinstance(module, Bottleneck)]
 
 
+def _layout(sites: Sites) -> tuple[str, dict[str, str]]:
+    """The library's model class and places for this architecture. Raises ValueError where none is known."""
+    if sites.model_type not in _PLACES:
+        raise ValueError(f"no layout of adapters is known for {sites.model_type}: expected one of {', '.join(_PLACES)}")
+    return _PLACES[sites.model_type]
+
+
 def _path(sites: Sites, site: Site) -> str:
     """Where the library keeps the adapters of a sub-layer, of the norm after it, or of the block it ends."""
-    places = _PLACES[sites.model_type][1]
+    places = _layout(sites)[1]
     role = "attention" if site.role == "attention" else "ffn"
     stack = next(stack for stack in sites.architecture.stacks if stack.name == site.stack)
     return f"{stack.layers}.{site.layer}.{places.get(f'{site.stack}.{role}', places[role])}"

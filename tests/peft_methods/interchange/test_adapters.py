@@ -15,10 +15,10 @@ from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 from peft_methods.attach import attach
 from peft_methods.bottleneck import AdapterL, Houlsby, Parallel, Pfeiffer, SharedPfeiffer
 from peft_methods.heads import ClassificationHead
-from peft_methods.interchange_adapters import export_adapters, import_adapters, read_adapters
+from peft_methods.interchange import export_adapters, import_adapters, read_adapters
 from peft_methods.lora import Lora
 
-FIXTURES = Path(__file__).parent / "fixtures" / "adapters"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "adapters"
 HOULSBY = Houlsby(3, "gelu_tanh", "normal", 0.02, False)
 PFEIFFER = Pfeiffer(3, "swish", "normal", 0.02, 1)
 PARALLEL = Parallel(3, "gelu_erf", "normal", 0.02, 2.5, 0.1, ("attention", "ffn"))
@@ -182,6 +182,7 @@ def test_heads_are_the_librarys(architecture, maps, settings, attached_run, tmp_
         ("bert", Lora(2, 4.0, 0.0, ("query",), "kaiming_uniform"), "Lora is no bottleneck: .*export_peft"),
         ("bert", Houlsby(2, "relu", "normal", 0.02, True), "train_layer_norms=True: adapters has no layout"),
         ("gpt2", PARALLEL, "gpt2 normalizes before its sub-layers"),
+        ("llama", HOULSBY, "no layout of adapters is known for llama: expected one of bert,"),
     ],
 )
 def test_an_export_that_the_library_cannot_hold_is_refused(architecture, method, message, attached_run, tmp_path):
