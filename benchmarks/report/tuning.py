@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..config.schema import LOSS
+from ..config.metrics import LOWER_IS_BETTER
 from ..records.store import write_files
 from .rows import results_frame
 
@@ -28,7 +28,7 @@ def chosen_rates(frame: pd.DataFrame) -> pd.DataFrame:
     selected = selected.assign(experiment=_settings(selected))
     means = pd.DataFrame({name: _means(of_setting) for name, of_setting in selected.groupby("experiment")}).T
     means = means.rename_axis("experiment").rename_axis("learning_rate", axis="columns").sort_index(axis="columns")
-    lowest = set(selected.loc[selected["metric"] == LOSS, "experiment"])
+    lowest = set(selected.loc[selected["metric"].isin(LOWER_IS_BETTER), "experiment"])
     whole = means[means.notna().any(axis="columns")]  # where a sweep was cut off, a setting may have no rate yet
     best = [row.idxmin() if experiment in lowest else row.idxmax() for experiment, row in whole.iterrows()]
     return means.assign(best=pd.Series(best, index=whole.index, dtype="float64"))

@@ -29,6 +29,7 @@ from ..answers.decoding import read, write
 from ..answers.job import Job
 from ..answers.tokens import TokenizedSplit
 from ..answers.words import ILLEGAL
+from ..config.metrics import metric as metric_of
 from ..config.schema import LOSS, RunConfig, task_of
 from ..records.store import RECORDS, Record, read_predictions, read_record, write_files
 from ..report.pages.ensembles import FOLDER
@@ -231,7 +232,7 @@ def _scored(cfg: RunConfig, data: TaskData, split: str, answers: Sequence[Sequen
             "split": split,
             "metric": metric,
             "average": statistics.fmean(found[metric] for found in own),
-            "best": max(found[metric] for found in own),
+            "best": metric_of(metric).best(found[metric] for found in own),
             "vote": voted[metric],
             "n": len(answers[0]),
         }

@@ -133,13 +133,6 @@ def text_scores(
     return found | ({MEAN: float(np.mean(values))} if MEAN in task.metrics else {})
 
 
-def better(metric: str, value: float, than: float | None) -> bool:
-    """Whether a validation score is the best so far; a loss is better if it is lower."""
-    if not math.isfinite(value) or than is None:
-        return math.isfinite(value)
-    return value < than if metric == LOSS else value > than
-
-
 def scores(
     task: TaskConfig, predictions: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None
 ) -> dict[str, float]:

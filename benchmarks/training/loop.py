@@ -22,8 +22,9 @@ from peft_methods.inputs import Batch
 from peft_methods.state import copy_trained, trained_tensors
 
 from ..answers.job import Job
+from ..config.metrics import metric
 from ..config.schema import RunConfig
-from .evaluation import better, validate
+from .evaluation import validate
 from .optimizers import make_optimizer, make_schedule
 
 LOSS_CHECK_STEPS = 20  # how often losses are read back from the device and checked
@@ -128,7 +129,7 @@ class Run:
         position.window_losses = []
         position.history.append(point)
         value = point["scores"][cfg.task.validation_splits[0]][cfg.task.selection_metric]
-        if better(cfg.task.selection_metric, value, position.best_score) or not self.best:
+        if metric(cfg.task.selection_metric).better(value, position.best_score) or not self.best:
             position.best_score = value if math.isfinite(value) else None
             position.best_epoch = self.epoch
             self.best = trained_tensors(self.attached, self.k)

@@ -19,7 +19,8 @@ from typing import Any
 import pandas as pd
 from scipy.special import stdtrit
 
-from ..render import bullets, markdown_table, metric_name, page, points
+from ...config.metrics import metric
+from ..render import bullets, markdown_table, page, points
 from ..rules.conflicts import of_mean
 from ..rules.over_tasks import of_split, seed_means
 from ..rules.selection import at_selected
@@ -151,9 +152,9 @@ def claims_page(judged: pd.DataFrame, claims: Claims, scale: str) -> str:
             shown = points(line["sum"], signed=True) if known else "—"
             own = str(line["verdict"]) if len(of_claim) > 1 else ""
             first = ("", "") if i else (str(claim), f"**{verdict}**")
-            metric = metric_name(str(line["metric"]))
+            title = metric(str(line["metric"])).title
             lines.append(
-                [first[0], str(line["statement"]), metric, shown, interval, points(line["margin"]), own, first[1]]
+                [first[0], str(line["statement"]), title, shown, interval, points(line["margin"]), own, first[1]]
             )
     header = ["", "inequality", "metric", "points", "95% interval", "margin", "line", "claim"]
     seeds = ", ".join(f"n = {n}" for n in sorted(judged["n"].unique()))

@@ -10,8 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from ...config.metrics import metric as metric_of
 from ...records.store import write_files
-from ..render import bullets, markdown_table, metric_name, page, points, unit, write
+from ..render import bullets, markdown_table, page, points, write
 from ..rules.conflicts import of_mean
 from ..rules.over_tasks import of_split, seed_means
 from ..rules.selection import at_selected
@@ -254,11 +255,19 @@ def curve_page(table: pd.DataFrame, curve: Curve, scale: str, figure: str) -> st
         texts = [_cell(cells, metric) for metric in curve.metrics]
         texts[0] += "" if first["conflict"] else "".join(mark(flag)[0] for flag in str(first["flags"]).split())
         lines.append([*label, f"{first['n']}{failed}", *texts])
-    names = [*([""] if curve.x is None else [curve.series_label, curve.x_label]), "n", *map(metric_name, curve.metrics)]
+    names = [
+        *([""] if curve.x is None else [curve.series_label, curve.x_label]),
+        "n",
+        *(metric_of(name).title for name in curve.metrics),
+    ]
     notes = [
         f"{_split(scale).capitalize()} split, {curve.chosen}; ± is the 95% interval of the mean (Student's t).",
         curve.units,
-        *(["The figure ends at 0 and 100, where intervals may not."] if figure and unit(curve.drawn) == 100 else []),
+        *(
+            ["The figure ends at 0 and 100, where intervals may not."]
+            if figure and metric_of(curve.drawn).unit == 100
+            else []
+        ),
         *marks_legend(flag for flags in table["flags"] for flag in flags.split()),
         *(f"conflict: {cause}." for cause in table["conflict"].unique() if cause),
     ]
@@ -308,7 +317,7 @@ def draw(table: pd.DataFrame, curve: Curve, scale: str) -> bytes:
         axes = figure.add_subplot()
         groups = list(of_metric.groupby("series", sort=True))
         for place, (series, of_series) in enumerate(groups):
-            scaled = unit(metric) * of_series[["mean", "low", "high"]]
+            scaled = metric_of(metric).unit * of_series[["mean", "low", "high"]]
             error = ((scaled["high"] - scaled["low"]) / 2).fillna(0.0)
             label = None if len(groups) == 1 else _name(series)
             aside = place - (len(groups) - 1) / 2  # else the intervals of one x lie upon each other
@@ -319,12 +328,12 @@ def draw(table: pd.DataFrame, curve: Curve, scale: str) -> bytes:
         ticks = sorted(of_metric["x"].unique())
         close = {x for before, x in pairwise(ticks) if curve.logarithmic and x < 1.15 * before}
         axes.set_xticks(ticks, ["" if x in close else _short(x) for x in ticks])
-        if unit(metric) == 100:
+        if metric_of(metric).unit == 100:
             bottom, top = axes.get_ylim()
             axes.set_ylim(max(bottom, 0), min(top, 100))  # an interval may reach beyond what a score can be
         axes.minorticks_off()
         axes.set_xlabel(curve.x_label)
-        axes.set_ylabel(f"{metric_name(metric)} ({_split(scale)}, 95% interval)")
+        axes.set_ylabel(f"{metric_of(metric).title} ({_split(scale)}, 95% interval)")
         axes.grid(alpha=0.3)
         if len(groups) > 1:
             figure.legend(title=curve.series_label or None, fontsize=8, loc="outside lower center", ncols=3)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..render import bullets, markdown_table, metric_name, page, points
+from ...config.metrics import metric
+from ..render import bullets, markdown_table, page, points
 from ..rules.selection import CELL_COLUMNS, mean_over_seeds_of_best_epoch
 
 NAME = "prompt_ensembles"
@@ -49,7 +50,7 @@ def ensembles_page(table: pd.DataFrame, scale: str) -> str:
     for line in table.to_dict("records"):
         scores = [points(line[name], line["metric"]) for name in ("average", "best", "vote")]
         lines.append(
-            [line["task"], line["split"], metric_name(line["metric"]), str(line["voters"]), *scores, str(line["n"])]
+            [line["task"], line["split"], metric(line["metric"]).title, str(line["voters"]), *scores, str(line["n"])]
         )
     for line in table.drop_duplicates("run_ids").to_dict("records"):
         seconds = [f"{line[name]:.2f}" for name in _COSTS[:3]]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from ...config.metrics import metric
 from ..reference import Reference
-from ..render import unit
 from ..rules.comparability import Comparison, compare, not_run, wanted_metric
 from ..rules.conflicts import conflicts
 from ..rules.selection import RULES
@@ -86,8 +86,8 @@ def _line(
         "settings": settings,
         "rule": rule,
         "split": ours["split"] if ours else "",
-        "ours": unit(ours["metric"]) * ours["score"] if ours else _NAN,
-        "std": unit(ours["metric"]) * ours["std"] if ours else _NAN,
+        "ours": metric(ours["metric"]).unit * ours["score"] if ours else _NAN,
+        "std": metric(ours["metric"]).unit * ours["std"] if ours else _NAN,
         "seeds": ours["seeds"] if ours else 0,
         "difference": _NAN if result.difference is None else result.difference,
         "reason": result.reason or "",

@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from ...config.metrics import metric
 from ..reference import TABLES
-from ..render import HOLE, bullets, decimals, markdown_table, page
+from ..render import HOLE, bullets, markdown_table, page
 from ..rules.comparability import command
 from .grid_page import MARKS, OTHER_MARK
 
@@ -80,15 +81,15 @@ class _Reasons:
 def _printed(cell: Mapping[Any, Any], reasons: _Reasons) -> str:
     wrong_caption = cell["likely_metric"] and cell["likely_metric"] != cell["metric"]
     mark = reasons.mark(f"Likely {cell['likely_metric']}, not {cell['metric']} as captioned") if wrong_caption else ""
-    return f"{cell['printed']:.{decimals(cell['metric'])}f}{' ' if mark else ''}{mark}"
+    return f"{cell['printed']:.{metric(cell['metric']).decimals}f}{' ' if mark else ''}{mark}"
 
 
 def _ours(cell: Mapping[Any, Any], reasons: _Reasons) -> str:
     if cell["reason"].startswith("not run"):
         return HOLE
-    text = [] if cell["ours"] != cell["ours"] else [f"{cell['ours']:.{decimals(cell['metric'])}f}"]
+    text = [] if cell["ours"] != cell["ours"] else [f"{cell['ours']:.{metric(cell['metric']).decimals}f}"]
     if text and cell["std"] == cell["std"]:
-        text[0] += f" ±{cell['std']:.{decimals(cell['metric'])}f}"
+        text[0] += f" ±{cell['std']:.{metric(cell['metric']).decimals}f}"
     if text:
         text[0] += "".join(MARKS.get(flag, (OTHER_MARK,))[0] for flag in cell["flags"].split())
         text.append(f"({cell['seeds']:.0f})")
@@ -98,7 +99,9 @@ def _ours(cell: Mapping[Any, Any], reasons: _Reasons) -> str:
 
 
 def _difference(cell: Mapping[Any, Any]) -> str:
-    return "" if cell["difference"] != cell["difference"] else f"{cell['difference']:+.{decimals(cell['metric'])}f}"
+    return (
+        "" if cell["difference"] != cell["difference"] else f"{cell['difference']:+.{metric(cell['metric']).decimals}f}"
+    )
 
 
 def _legend(table: pd.DataFrame) -> Sequence[str]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ..render import metric_name, page
+from ...config.metrics import metric as metric_of
+from ..render import page
 from .grid import AVERAGE, Column, GridRow, grid
 from .grid_page import grid_markdown
 
@@ -28,7 +29,7 @@ class TextTable:
 
 
 def _columns(task: str, *metrics: str) -> tuple[Column, ...]:
-    return tuple(Column(metric_name(metric), task, metric) for metric in metrics)
+    return tuple(Column(metric_of(metric).title, task, metric) for metric in metrics)
 
 
 E2E_COLUMNS = _columns("e2e", "bleu", "nist", "meteor", "rouge_l", "cider", "loss", "cut_off")
@@ -88,7 +89,9 @@ def _shift(name: str, title: str, about: str, columns: tuple[Column, ...]) -> Te
 def _transfer(source: str, target: str) -> TextTable:
     names = {"qqp": "QQP", "mrpc": "MRPC"}
     columns = [
-        Column(f"{names[task]} {metric_name(metric)}", source, metric, split="" if task == source else f"{task}/test")
+        Column(
+            f"{names[task]} {metric_of(metric).title}", source, metric, split="" if task == source else f"{task}/test"
+        )
         for task in (source, target)
         for metric in ("accuracy", "f1", "illegal")
     ]

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...config.metrics import metric
 from ..reference import Reference
-from ..render import unit
 
 OF_EXACTLY = ("best_of_seeds", "majority_vote")  # whose number grows with that of the seeds
 _UNVERIFIED = {
@@ -68,7 +68,7 @@ def compare(
         return Comparison(None, f"not comparable ({reason})", True)
     if reason := _other_protocol(printed, ours, rule):
         return Comparison(None, f"not comparable ({reason})", True)
-    return Comparison(unit(ours["metric"]) * ours["score"] - printed["value"], None, True)
+    return Comparison(metric(ours["metric"]).unit * ours["score"] - printed["value"], None, True)
 
 
 def _other_task(printed: Mapping[Any, Any], ours: Mapping[Any, Any], reference: Reference) -> str | None:

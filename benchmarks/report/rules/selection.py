@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pandas as pd
 
-from ...config.schema import LOSS
+from ...config.metrics import LOWER_IS_BETTER
 from .statistics import summarize
 
 RUN = ["experiment", "run_id"]
@@ -130,7 +130,8 @@ def _winners(at: pd.DataFrame) -> pd.DataFrame:
     depend on the order of files.
     """
     chosen_on = at[(at["split"] == at["selection_split"]) & (at["metric"] == at["selection_metric"])]
-    chosen_on = chosen_on.assign(score=chosen_on["score"].where(chosen_on["metric"] != LOSS, -chosen_on["score"]))
+    lower = chosen_on["metric"].isin(LOWER_IS_BETTER)
+    chosen_on = chosen_on.assign(score=chosen_on["score"].where(~lower, -chosen_on["score"]))
     order = chosen_on.sort_values(["score", "method_params", "seed", "run_id"], ascending=[False, True, True, True])
     return order.drop_duplicates(GROUP)
 
