@@ -1,4 +1,4 @@
-"""Which learning rate a tuning sweep chose: python -m peft_bench.report.tuning outputs/tuning [--runs FILE]
+"""The verb `peft-bench tuning`: which learning rate a tuning sweep chose.
 
 Per experiment (and start, length, backbone or target prefix, where it has several), the mean over tasks of each run's
 score on validation, by the rule that selects its checkpoint. A rate that lacks a run of a task, failed ones included,
@@ -6,6 +6,7 @@ has no mean: it cannot win.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,9 +15,9 @@ from ..config.metrics import LOWER_IS_BETTER
 from ..records.store import write_files
 from .rows import results_frame
 
-RUNS = ["experiment", "task", "stands_for", "init", "length", "target_prefix", "optimizer", "learning_rate", "seed"]
-MADE = ["metric", "score", "train_seconds", "device", "git_commit", "run_id"]
+SCORE_FIELDS = ["metric", "score", "train_seconds", "device", "git_commit", "run_id"]
 AXES = ["stands_for", "init", "length", "target_prefix"]  # each value of which has its own rate
+RUN_FIELDS = ["experiment", "task", *AXES, "optimizer", "learning_rate", "seed"]
 
 
 def chosen_rates(frame: pd.DataFrame) -> pd.DataFrame:
@@ -36,8 +37,8 @@ def chosen_rates(frame: pd.DataFrame) -> pd.DataFrame:
 
 def runs_table(frame: pd.DataFrame) -> pd.DataFrame:
     """A line for each run, failed ones without a score: what chosen_rates goes by."""
-    selected = _selected(frame)[[*RUNS, *MADE]]
-    return selected.sort_values([*RUNS, "run_id"], kind="stable", ignore_index=True)
+    selected = _selected(frame)[[*RUN_FIELDS, *SCORE_FIELDS]]
+    return selected.sort_values([*RUN_FIELDS, "run_id"], kind="stable", ignore_index=True)
 
 
 def _selected(frame: pd.DataFrame) -> pd.DataFrame:
@@ -64,12 +65,14 @@ def _settings(frame: pd.DataFrame) -> "pd.Series[str]":
     return names
 
 
-def main() -> None:
-    """Print the table of one results folder; --runs: its runs as CSV, which may be committed."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(argv: Sequence[str]) -> int:
+    """`peft-bench tuning`: print the table of one results folder; --runs: its runs as CSV, which may be committed."""
+    parser = argparse.ArgumentParser(
+        prog="peft-bench tuning", description="Which learning rate a tuning sweep chose, by mean validation score."
+    )
     parser.add_argument("results", type=Path, help="the sweep's results folder")
     parser.add_argument("--runs", type=Path, metavar="FILE", help="write each run's validation score there, too (CSV)")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     frame, problems = results_frame(options.results)
     print(chosen_rates(frame).round(4).to_string())
     if options.runs is not None:
@@ -77,7 +80,4 @@ def main() -> None:
         write_files({options.runs: content.encode()})
     for problem in problems:
         print(f"problem: {problem}")
-
-
-if __name__ == "__main__":
-    main()
+    return 0

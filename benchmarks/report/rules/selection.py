@@ -18,8 +18,7 @@ from .statistics import summarize
 RUN = ["experiment", "run_id"]
 GROUP = ["experiment", "scale", "settings", "task"]  # the runs of a group compete in a sweep
 CELL = [*GROUP, "split", "metric"]
-SEARCHED = ["learning_rate", "batch_size", "epochs", "bottleneck_dim", "rank", "alpha"]  # as in setting.py
-SWEPT = "houlsby2019/"  # section 3.2: the rows of this paper are chosen over a sweep, those of others are not
+SEARCHED = ["learning_rate", "batch_size", "epochs", "bottleneck_dim", "rank", "alpha"]  # as in config/science.py
 CONSTANT = [
     "backbone",
     "published",
@@ -34,12 +33,6 @@ CELL_COLUMNS = [
     "method_params",
     *CONSTANT,
 ]
-
-
-def is_swept(rows: pd.DataFrame) -> pd.Series:
-    """Which rows belong to an experiment that is chosen over a sweep."""
-    experiments = [name for name in rows["experiment"].unique() if name.startswith(SWEPT)]
-    return rows["experiment"].isin(experiments)
 
 
 def at_checkpoint(rows: pd.DataFrame, checkpoint: str) -> pd.DataFrame:

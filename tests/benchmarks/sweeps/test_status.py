@@ -1,8 +1,8 @@
 """status: every state from file names."""
 
 from peft_bench.records.leases import claim_runs
+from peft_bench.records.made import made_record
 from peft_bench.records.store import record_path, write_files, write_record
-from peft_bench.studies.report_overhead import made_record
 from peft_bench.sweeps.status import main, states_by_experiment
 
 FULL = "houlsby2019/table1_full"
