@@ -16,21 +16,17 @@ import math
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import datasets
-import evaluate
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
+from ..config.metrics import metrics_of
 from .ptb import JavaMissing, coco_folder, java, ptb_tokenize
 
 References = Sequence[Sequence[str]]
 METEOR_JAR = "meteor/meteor-1.5.jar"  # of pycocoevalcap
-TEXT_METRICS = ("bleu", "nist", "meteor", "rouge_l", "cider")
-# Above these a score is no score; NIST has no bound of its own, its information grows with the references.
-HIGHEST = {"nist": math.inf, "cider": 10.0}
+TEXT_METRICS = metrics_of("e2e")
 
 
 def score_texts(
@@ -203,28 +199,3 @@ class _Meteor:
 @functools.cache
 def _meteor() -> _Meteor:
     return _Meteor()
-
-
-class E2EMetric(evaluate.Metric):
-    """The five official scores as an `evaluate` metric that needs no network.
-
-    compute(predictions=[text, ...], references=[[text, ...], ...]) gives {name: score or None}.
-    """
-
-    def __init__(self, config_name: str | None = None, keep_in_memory: bool = True, **kwargs: Any):
-        super().__init__(config_name, keep_in_memory=keep_in_memory, **kwargs)
-
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=__doc__ or "",
-            citation="",
-            inputs_description="predictions: one text per input; references: a list of texts per input",
-            features=datasets.Features({"predictions": text, "references": datasets.List(text)}),
-        )
-
-    def _build_data_dir(self) -> str:
-        return str(self._data_dir_root) if self.keep_in_memory else str(super()._build_data_dir())
-
-    def _compute(self, predictions: Sequence[str], references: References) -> Mapping[str, float | None]:
-        return score_texts(predictions, references)

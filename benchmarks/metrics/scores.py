@@ -1,11 +1,10 @@
-"""Every metric of a task from what was answered, which validation score is the better one, and what marks a bad run."""
+"""Every metric of a task from what was answered, and what marks a bad run."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from ..config.schema import LOSS, TaskConfig
+from ..config.schema import TaskConfig
 from .e2e import TEXT_METRICS, score_texts
 from .labels import EXACT_MATCH, MEAN, exact_match, score
 from .rouge import ROUGE, rouge
@@ -46,13 +45,6 @@ def text_scores(
     found |= score_answers(outputs, references, of_answers, truth) if of_answers else {}
     values = [value for value in found.values() if value is not None]
     return found | ({MEAN: float(np.mean(values))} if MEAN in task.metrics else {})
-
-
-def better(metric: str, value: float, than: float | None) -> bool:
-    """Whether a validation score is the best so far; a loss is better if it is lower."""
-    if not math.isfinite(value) or than is None:
-        return math.isfinite(value)
-    return value < than if metric == LOSS else value > than
 
 
 def has_illegal(task: TaskConfig, predictions: np.ndarray) -> bool:

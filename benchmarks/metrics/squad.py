@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-ANSWER_METRICS = ("squad_em", "squad_f1", "wsc_accuracy")
+from ..config.metrics import metrics_of
+
+ANSWER_METRICS = metrics_of("squad")
 # t5/data/postprocessors.py, wsc_simple: words that do not count
 _DETERMINERS = frozenset(
     "a an few her his each every many much my our some that the their these this those which whose your".split()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, TypedDict
 
+from ..config.metrics import metric
+
 SCHEMA = 2
 
 
@@ -41,7 +43,7 @@ class Selection(TypedDict):
 
 
 class Score(TypedDict):
-    """One metric on one split at one checkpoint; `score` in the metric's own range (a fraction, but for UNBOUNDED),
+    """One metric on one split at one checkpoint; `score` in the metric's own range (mostly a fraction),
     None if undefined or, of texts, where the machine could not compute it."""
 
     split: str
@@ -50,9 +52,6 @@ class Score(TypedDict):
     metric: str
     score: float | None
     n: int  # examples scored
-
-
-UNBOUNDED = {"loss", "nist", "cider"}  # metrics that may exceed 1
 
 
 class HistoryPoint(TypedDict):
@@ -218,7 +217,7 @@ def check(record: object) -> None:
         raise RecordError(f"a score lacks one of {', '.join(fields)}")
     for score in scores:
         value = score["score"]
-        limit = math.inf if score["metric"] in UNBOUNDED else 1 + 1e-9
+        limit = 1 + 1e-9 if metric(score["metric"]).fraction else math.inf
         if not (value is None or (isinstance(value, int | float) and not abs(value) > limit)):
             raise RecordError(f"score {value!r} of {score['metric']} on {score['split']}: expected a fraction or null")
         if not isinstance(score["n"], int) or not isinstance(score["epoch"], int | float | None):

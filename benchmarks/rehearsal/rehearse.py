@@ -86,7 +86,7 @@ def as_from_hub(cfg: RunConfig) -> RunConfig:
 def check_report(results: Path, cfgs: Sequence[RunConfig]) -> list[str]:
     """Make the report of these results; what is wrong with it: a run it does not show, or a stand-in it compares."""
     from ..report import main as report
-    from ..report.reference import TABLES
+    from ..report.reference import paper_tables
 
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
@@ -97,7 +97,7 @@ def check_report(results: Path, cfgs: Sequence[RunConfig]) -> list[str]:
     if status:
         return [f"peft-bench report exits with {status}: {' '.join(output.getvalue().split())}"]
     tables = results / TABLES_FOLDER
-    cells = [cell for name in TABLES for cell in _cells(tables / f"{name}.csv")]
+    cells = [cell for table in paper_tables() for cell in _cells(tables / f"{table.name}.csv")]
     problems, printed = [], {cell["experiment"] for cell in cells}
     made = {(cfg.experiment, cfg.task.name) for cfg in cfgs if cfg.settings == "paper" and cfg.scale.name == "paper"}
     for cell in cells:
@@ -117,9 +117,9 @@ def check_report(results: Path, cfgs: Sequence[RunConfig]) -> list[str]:
 
 def _in_curves(tables: Path) -> set[str]:
     """The experiments whose runs a curve at scale=paper shows."""
-    from ..report.pages.curves import CURVES
+    from ..report.pages.curves import read_curves
 
-    drawn = [curve for curve in CURVES if (tables / f"paper_{curve.name}.csv").is_file()]
+    drawn = [curve for curve in read_curves() if (tables / f"paper_{curve.name}.csv").is_file()]
     return {name for curve in drawn for name in curve.experiments}
 
 

@@ -7,28 +7,32 @@ from pathlib import Path
 
 import pandas as pd
 
+from .layouts import read_layouts
+
 DIRECTORY = Path(__file__).resolve().parents[2] / "results" / "reference"
-TABLES = {
-    "houlsby2019_table1": "Houlsby et al. 2019, Table 1",
-    "lora_table2": "Hu et al. 2021 (LoRA), Table 2",
-    "lora_table3": "Hu et al. 2021 (LoRA), Table 3",
-    "prefix_e2e": "Li & Liang 2021 (arXiv v1), E2E of tables 1 and 4",
-    "prefix_e2e_acl": "Li & Liang 2021 (ACL), E2E of tables 2 and 5",
-    "prefix_xsum": "Li & Liang 2021, XSUM (arXiv v1 table 2, ACL table 3)",
-    "prompt_tuning_table1": "Lester et al. 2021, Table 1",
-    "prompt_tuning_table2": "Lester et al. 2021, Table 2",
-    "prompt_tuning_table3": "Lester et al. 2021, Table 3",
-    "prompt_tuning_released": "Released prompts of T5 Base (google-research/prompt-tuning)",
-    "prompt_design": "Lester et al. 2021, prompt design in its introduction (GPT-3)",
-}
 _NUMBERS = ("value", "std", "n_seeds", "rows", "params")
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table of a paper (conf/table/paper.yaml, which says what its keys are)."""
+
+    name: str  # of its files
+    title: str
+    about: str
+    sweep: str = ""
+
+
+def paper_tables() -> tuple[PaperTable, ...]:
+    """The papers' tables, in print order."""
+    return read_layouts("paper", PaperTable)
 
 
 @dataclass(frozen=True)
 class Reference:
     """Everything under results/reference."""
 
-    tables: dict[str, pd.DataFrame]  # by the names in TABLES, one line per printed cell, in print order
+    tables: dict[str, pd.DataFrame]  # by name (conf/table/paper.yaml), one line per printed cell, in print order
     params: pd.DataFrame  # printed parameter counts
     splits: dict[tuple[str, str], float]  # (task, split) -> examples in the published data
     backbones: dict[str, float]  # name -> parameters of the published backbone
@@ -37,7 +41,7 @@ class Reference:
 def read_reference(directory: Path | str = DIRECTORY) -> Reference:
     """Read the reference files; text columns hold "" where a file has nothing, number columns NaN."""
     directory = Path(directory)
-    tables = {name: _read(directory / f"{name}.csv") for name in TABLES}
+    tables = {table.name: _read(directory / f"{table.name}.csv") for table in paper_tables()}
     splits = _read(directory / "splits.csv")
     sizes = dict(zip(zip(splits["task"], splits["split"], strict=True), splits["rows"], strict=True))
     backbones = _read(directory / "backbones.csv")

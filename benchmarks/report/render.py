@@ -8,34 +8,18 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..config.metrics import metric
 from ..records.files import write_files
-from ..records.schema import UNBOUNDED
 
 HOLE = "—"
-METRIC_NAMES = {
-    "bleu": "BLEU", "nist": "NIST", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr", "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "cut_off": "cut off",
-}  # fmt: skip
 
 
-def unit(metric: str) -> float:
-    """What a score is multiplied by to be printed: 100, but for metrics that are no fractions."""
-    return 1.0 if metric in UNBOUNDED else 100.0
-
-
-def decimals(metric: str) -> int:
-    """How many decimals the papers print."""
-    return 2 if metric in UNBOUNDED or metric in ("rouge1", "rouge2", "rougeL") else 1
-
-
-def metric_name(metric: str) -> str:
-    """What stands above a metric's column."""
-    return METRIC_NAMES.get(metric, metric)
-
-
-def points(score: float, metric: str = "", signed: bool = False) -> str:
+def points(score: float, name: str = "", signed: bool = False) -> str:
     """A score as the papers print it, a fraction in points with one decimal; NaN as such."""
-    return "NaN" if math.isnan(score) else f"{unit(metric) * score:{'+' if signed else ''}.{decimals(metric)}f}"
+    if math.isnan(score):
+        return "NaN"
+    kind = metric(name)
+    return f"{kind.unit * score:{'+' if signed else ''}.{kind.decimals}f}"
 
 
 def count(number: float) -> str:

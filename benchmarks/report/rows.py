@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class ResultRow:
     data_source: str | None
     data_sha256: str | None
     train_rows: int | None
-    setting: str | None  # equal for the seeds and the sweep points of one setting: setting.digest_apart_from_search
+    setting: str | None  # equal for the seeds and the sweep points of one setting: config/science.py
     departures: str | None  # from the experiment's own configuration, "; " between them; "" if none, None if unknown
     optimizer: str | None
     learning_rate: float | None
@@ -109,51 +109,44 @@ _NUMBERS = [
 ]
 
 
-def rows(record: Record) -> list[ResultRow]:
-    """The rows of one record: one per score, or one without score for a failed run."""
-    run = _run_fields(record)
-    return [ResultRow(**run, **{key: score[key] for key in _SCORE}) for score in _scores(record)]
+def frame_of(records: Iterable[Record]) -> pd.DataFrame:
+    """The DataFrame of ResultRows that every report function takes: a line per score of each record, or one without a
+    score for a failed run.
 
-
-def frame_of(records: list[Record]) -> pd.DataFrame:
-    """The rows of all `records` as one DataFrame with the columns of ResultRow."""
-    return _frame([_run_fields(record) for record in records], [_scores(record) for record in records])
+    What all scores of a run share is typed once per run and then repeated: ten times faster than row by row.
+    """
+    runs: list[dict[str, Any]] = []
+    scores: list[list[dict[str, Any]]] = []
+    for record in records:
+        runs.append(_run_fields(record))
+        scores.append(_scores(record))
+    index = [number for number, of_run in enumerate(scores) for _ in of_run]
+    per_run = typed(runs, [name for name in COLUMNS if name not in _SCORE])
+    per_score = typed([score for of_run in scores for score in of_run], list(_SCORE))
+    return pd.concat([per_run.take(index).reset_index(drop=True), per_score], axis=1)[COLUMNS]
 
 
 def results_frame(results_dir: Path | str) -> tuple[pd.DataFrame, list[Problem]]:
     """All records under `results_dir` as one DataFrame of ResultRows, and the records that could not be read."""
-    runs: list[dict[str, Any]] = []
-    scores: list[list[dict[str, Any]]] = []
     problems: list[Problem] = []
+
+    def readable() -> Iterator[Record]:
+        for record in iter_records(results_dir):
+            if isinstance(record, Problem):
+                problems.append(record)
+            else:
+                yield record
+
     collecting = gc.isenabled()
     gc.disable()  # parsing makes no cycles, and scanning for them again and again doubles its time
     try:
-        for found in iter_records(results_dir):
-            if isinstance(found, Problem):
-                problems.append(found)
-            else:
-                runs.append(_run_fields(found))
-                scores.append(_scores(found))
+        return frame_of(readable()), problems
     finally:
         if collecting:
             gc.enable()
-    return _frame(runs, scores), problems
 
 
-def as_frame(result_rows: list[ResultRow]) -> pd.DataFrame:
-    """ResultRows as the DataFrame every report function takes."""
-    return _typed([asdict(row) for row in result_rows], COLUMNS)
-
-
-def _frame(runs: list[dict[str, Any]], scores: list[list[dict[str, Any]]]) -> pd.DataFrame:
-    """What all scores of a run share is typed once per run and then repeated: ten times faster than row by row."""
-    index = [number for number, of_run in enumerate(scores) for _ in of_run]
-    per_run = _typed(runs, [name for name in COLUMNS if name not in _SCORE])
-    per_score = _typed([score for of_run in scores for score in of_run], list(_SCORE))
-    return pd.concat([per_run.take(index).reset_index(drop=True), per_score], axis=1)[COLUMNS]
-
-
-def _typed(lines: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
+def typed(lines: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
     """Numbers as numbers, also where a column is empty or unknown throughout; text as plain objects, None included."""
     frame = pd.DataFrame({name: pd.Series([line[name] for line in lines], dtype=object) for name in columns})
     types = {name: "float64" for name in _NUMBERS if name in frame} | ({"seed": "int64"} if "seed" in frame else {})

@@ -1,4 +1,4 @@
-"""Which learning rate a tuning sweep chose: peft-bench tuning outputs/tuning [--runs FILE]
+"""The verb `peft-bench tuning`: which learning rate a tuning sweep chose.
 
 Per experiment (and start, length, backbone or target prefix, where it has several), the mean over tasks of each run's
 score on validation, by the rule that selects its checkpoint. A rate that lacks a run of a task, failed ones included,
@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..config.schema import LOSS
+from ..config.metrics import LOWER_IS_BETTER
 from ..records.files import write_files
 from .rows import results_frame
 
-RUNS = ["experiment", "task", "stands_for", "init", "length", "target_prefix", "optimizer", "learning_rate", "seed"]
-MADE = ["metric", "score", "train_seconds", "device", "git_commit", "run_id"]
+SCORE_FIELDS = ["metric", "score", "train_seconds", "device", "git_commit", "run_id"]
 AXES = ["stands_for", "init", "length", "target_prefix"]  # each value of which has its own rate
+RUN_FIELDS = ["experiment", "task", *AXES, "optimizer", "learning_rate", "seed"]
 
 
 def chosen_rates(frame: pd.DataFrame) -> pd.DataFrame:
@@ -29,7 +29,7 @@ def chosen_rates(frame: pd.DataFrame) -> pd.DataFrame:
     selected = selected.assign(experiment=_settings(selected))
     means = pd.DataFrame({name: _means(of_setting) for name, of_setting in selected.groupby("experiment")}).T
     means = means.rename_axis("experiment").rename_axis("learning_rate", axis="columns").sort_index(axis="columns")
-    lowest = set(selected.loc[selected["metric"] == LOSS, "experiment"])
+    lowest = set(selected.loc[selected["metric"].isin(LOWER_IS_BETTER), "experiment"])
     whole = means[means.notna().any(axis="columns")]  # where a sweep was cut off, a setting may have no rate yet
     best = [row.idxmin() if experiment in lowest else row.idxmax() for experiment, row in whole.iterrows()]
     return means.assign(best=pd.Series(best, index=whole.index, dtype="float64"))
@@ -37,8 +37,8 @@ def chosen_rates(frame: pd.DataFrame) -> pd.DataFrame:
 
 def runs_table(frame: pd.DataFrame) -> pd.DataFrame:
     """A line for each run, failed ones without a score: what chosen_rates goes by."""
-    selected = _selected(frame)[[*RUNS, *MADE]]
-    return selected.sort_values([*RUNS, "run_id"], kind="stable", ignore_index=True)
+    selected = _selected(frame)[[*RUN_FIELDS, *SCORE_FIELDS]]
+    return selected.sort_values([*RUN_FIELDS, "run_id"], kind="stable", ignore_index=True)
 
 
 def _selected(frame: pd.DataFrame) -> pd.DataFrame:
@@ -67,7 +67,9 @@ def _settings(frame: pd.DataFrame) -> "pd.Series[str]":
 
 def main(argv: Sequence[str]) -> int:
     """`peft-bench tuning`: print the table of one results folder; --runs: its runs as CSV, which may be committed."""
-    parser = argparse.ArgumentParser(prog="peft-bench tuning", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="peft-bench tuning", description="Which learning rate a tuning sweep chose, by mean validation score."
+    )
     parser.add_argument("results", type=Path, help="the sweep's results folder")
     parser.add_argument("--runs", type=Path, metavar="FILE", help="write each run's validation score there, too (CSV)")
     options = parser.parse_args(argv)

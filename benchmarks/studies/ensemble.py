@@ -28,6 +28,7 @@ from ..answers.job import Job
 from ..answers.texts import TextAnswers
 from ..answers.tokens import Split
 from ..answers.words import WordAnswers
+from ..config.metrics import metric as metric_of
 from ..config.schema import LOSS
 from ..records.files import write_files
 from ..records.places import ENSEMBLES, RECORDS
@@ -216,7 +217,7 @@ def _scored(
             "split": name,
             "metric": metric,
             "average": statistics.fmean(found[metric] for found in own),
-            "best": max(found[metric] for found in own),
+            "best": metric_of(metric).best(found[metric] for found in own),
             "vote": voted[metric],
             "n": len(answers[0]),
         }

@@ -1,24 +1,32 @@
 """What is not training: a run's overhead, packs, workers, status, plan and report (make bench).
 
+python -m peft_bench.studies.overhead [RECORDS]     (a number of made-up records: the report of those alone)
+
 Every figure comes from one process or one run of this command on one machine; ratios stand beside what they compare.
 """
 
 import contextlib
+import json
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 EXPERIMENT = "lora/table2_roberta_base_lora"
+SWEPT = "houlsby2019/table1_adapters_8_256"  # of three sizes
 STEPS = 60
 CELLS = 10_000
 
 
-def main() -> int:
-    """Print every figure."""
+def main(argv: Sequence[str]) -> int:
+    """Print every figure; with a number of records, the report's alone."""
+    if argv:
+        report(int(argv[0]))
+        return 0
     with tempfile.TemporaryDirectory(prefix="peft-bench-bench-") as name:
         folder = Path(name)
         overhead(folder)
@@ -26,7 +34,7 @@ def main() -> int:
         workers(folder)
         states_and_plans(folder)
     for number in (10_000, 100_000):
-        subprocess.run([sys.executable, "-m", "peft_bench.studies.report_overhead", str(number)], check=True)
+        subprocess.run([sys.executable, "-m", "peft_bench.studies.overhead", str(number)], check=True)
     return 0
 
 
@@ -111,8 +119,6 @@ def _command(*words: str) -> float:
 
 def states_and_plans(folder: Path) -> None:
     """status on 10,000 records, and plan of 10,000 runs, as commands."""
-    from .report_overhead import fill
-
     results = folder / "many"
     fill(results, CELLS)
     _command("status", "--results", str(results))  # the files are in the page cache, as after writing them
@@ -124,5 +130,61 @@ def states_and_plans(folder: Path) -> None:
     print(f"plan of {CELLS:,} runs beside them: {seconds:.1f} s, the command as a whole", flush=True)
 
 
+def fill(results: Path, number: int) -> int:
+    """Write `number` records over the experiments of the micro tables; return their size in bytes."""
+    from ..records.made import TASKS, made_record
+    from ..records.store import record_path
+    from ..report.table import read_tables
+
+    tables = [table for table in read_tables("micro") if not table.folder]
+    experiments = dict.fromkeys(row.experiment for table in tables for row in table.rows)
+    chance, written, size, seed = random.Random(0), 0, 0, 0
+    while written < number:
+        for experiment in experiments:
+            for task in TASKS:
+                for dim in (8, 64, 256) if experiment == SWEPT else (16,):
+                    if written == number:
+                        return size
+                    score = chance.gauss(0.8, 0.02)
+                    record = made_record(experiment, task, seed, score, method={"bottleneck_dim": dim})
+                    path = record_path(results, experiment, record["run_id"])
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    size += path.write_bytes(json.dumps(record, indent=1).encode())
+                    written += 1
+        seed += 1
+    return size
+
+
+def report(number: int) -> None:
+    """How long the states, the DataFrame and all tables of `number` records take."""
+    start = time.perf_counter()
+    from ..records.states import list_states
+    from ..report.main import make_pages, write_pages
+    from ..report.page import Inputs
+    from ..report.reference import read_reference
+    from ..report.rows import results_frame
+
+    imported = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder)
+        size = fill(results, number)
+        marks = [_now()]
+        list_states(results)
+        marks.append(_now())
+        frame, _ = results_frame(results)
+        marks.append(_now())
+        write_pages(make_pages(Inputs(frame, read_reference())), results / "tables")
+        marks.append(_now())
+    print(f"{number:,} records of {size / number / 1000:.1f} kB, {len(frame):,} rows; imports took {imported:.2f} s")
+    steps = {"states from names": (0, 1), "to a DataFrame": (1, 2), "all tables": (2, 3), "in all": (0, 3)}
+    for step, (begin, end) in steps.items():
+        wall, core = (late - early for early, late in zip(marks[begin], marks[end], strict=True))
+        print(f"{step:18} {wall:6.2f} s, {core:6.2f} s of one core")
+
+
+def _now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()  # on a busy machine the first says little
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

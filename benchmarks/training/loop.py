@@ -23,8 +23,8 @@ from peft_methods.state import copy_trained, trained_tensors
 
 from ..answers.job import Job
 from ..answers.one_run import OneRun
+from ..config.metrics import metric
 from ..config.schema import RunConfig
-from ..metrics.scores import better
 from .optimizers import make_optimizer, make_schedule
 
 LOSS_CHECK_STEPS = 20  # how often losses are read back from the device and checked
@@ -130,7 +130,7 @@ class Run:
         position.window_losses = []
         position.history.append(point)
         value = point["scores"][cfg.task.validation_splits[0]][cfg.task.selection_metric]
-        if better(cfg.task.selection_metric, value, position.best_score) or not self.best:
+        if metric(cfg.task.selection_metric).better(value, position.best_score) or not self.best:
             position.best_score = value if math.isfinite(value) else None
             position.best_epoch = self.epoch
             self.best = trained_tensors(self.attached, self.k)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,11 @@ from typing import Any
 import pandas as pd
 from scipy.special import stdtrit
 
-from ..render import bullets, markdown_table, metric_name, page, points
+from ...config.metrics import metric
+from ..layouts import read_layouts
+from ..page import Inputs, Page
+from ..reference import DIRECTORY
+from ..render import bullets, markdown_table, page, points
 from ..rules.conflicts import of_mean
 from ..rules.over_tasks import of_split, seed_means
 from ..rules.selection import at_selected
@@ -33,32 +37,27 @@ NOT_RUN, CONFLICT = "not run", "conflict"
 
 @dataclass(frozen=True)
 class Claims:
-    """The claims of one paper: a file in results/reference, and a table."""
+    """The claims of one paper (conf/table/claims.yaml)."""
 
     name: str  # of the files
     paper: str
-    notes: tuple[str, ...]
+    scale: str
+    notes: tuple[str, ...] = ()
 
 
-PAPERS = (
-    Claims(
-        "claims_e2e",
-        "Li & Liang 2021",
-        (
-            "P02 is about T5; P11, that the source does not see an infix, is exact and a test (tests/peft_methods).",
-            "About the stand-in GPT-2 and BART and the generated tasks, not about the papers' models.",
-        ),
-    ),
-    Claims(
-        "claims_prompt_tuning",
-        "Lester et al. 2021",
-        (
-            "T23 and T26: exact match of the questions, about the other domain and about that of training; T28 and "
-            "T29: paraphrases; P02: as it says; else SST-2.",
-            "About the stand-in T5s of three sizes and the generated tasks, not about the paper's models.",
-        ),
-    ),
-)
+def read_papers() -> tuple[Claims, ...]:
+    """Those of conf/table/claims.yaml."""
+    return read_layouts("claims", Claims)
+
+
+def pages(inputs: Inputs) -> Iterator[Page]:
+    """A page a paper of which some claim has runs."""
+    for claims in read_papers():
+        judged = judge(inputs.frame, read_claims(DIRECTORY, claims.name), claims.scale)
+        if (judged["verdict"] != NOT_RUN).any():
+            title = f"Claims of {claims.paper}, at {claims.scale} scale"
+            state = f"{len(judged)} inequalities"
+            yield Page(claims.name, title, claims_page(judged, claims), judged, state)
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,8 @@ class _Mean:
 def read_claims(folder: Path, name: str) -> pd.DataFrame:
     """The inequalities, as they were fixed."""
     text = dict.fromkeys(("claim", "statement", "terms", "metric", "split"), str)
-    found = pd.read_csv(folder / f"{name}.csv", dtype=text)
-    return found if "split" in found else found.assign(split="test")
+    claims = pd.read_csv(folder / f"{name}.csv", dtype=text)
+    return claims if "split" in claims else claims.assign(split="test")
 
 
 def judge(frame: pd.DataFrame, claims: pd.DataFrame, scale: str) -> pd.DataFrame:
@@ -83,10 +82,10 @@ def judge(frame: pd.DataFrame, claims: pd.DataFrame, scale: str) -> pd.DataFrame
     lines = []
     for line in claims.to_dict("records"):
         of_metric = of_split(at[at["metric"] == line["metric"]], str(line["split"]))
-        found = [_mean_of(term, of_metric, int(line["n"])) for term in str(line["terms"]).split("; ")]
-        causes = [term for term in found if isinstance(term, str)]
-        means = [term for term in found if isinstance(term, tuple)]
-        verdict = _verdict(means, len(found), float(line["margin"]))
+        terms = [_mean_of(term, of_metric, int(line["n"])) for term in str(line["terms"]).split("; ")]
+        causes = [term for term in terms if isinstance(term, str)]
+        means = [term for term in terms if isinstance(term, tuple)]
+        verdict = _verdict(means, len(terms), float(line["margin"]))
         lines.append(line | verdict | ({"verdict": CONFLICT} if causes else {}) | {"cause": "; ".join(causes)})
     return pd.DataFrame(lines)
 
@@ -140,7 +139,7 @@ def overall(verdicts: Sequence[str]) -> str:
     return "holds"
 
 
-def claims_page(judged: pd.DataFrame, claims: Claims, scale: str) -> str:
+def claims_page(judged: pd.DataFrame, claims: Claims) -> str:
     """One line per inequality, and what became of each claim."""
     lines = []
     for claim, of_claim in judged.groupby("claim", sort=False):
@@ -151,9 +150,9 @@ def claims_page(judged: pd.DataFrame, claims: Claims, scale: str) -> str:
             shown = points(line["sum"], signed=True) if known else "—"
             own = str(line["verdict"]) if len(of_claim) > 1 else ""
             first = ("", "") if i else (str(claim), f"**{verdict}**")
-            metric = metric_name(str(line["metric"]))
+            title = metric(str(line["metric"])).title
             lines.append(
-                [first[0], str(line["statement"]), metric, shown, interval, points(line["margin"]), own, first[1]]
+                [first[0], str(line["statement"]), title, shown, interval, points(line["margin"]), own, first[1]]
             )
     header = ["", "inequality", "metric", "points", "95% interval", "margin", "line", "claim"]
     seeds = ", ".join(f"n = {n}" for n in sorted(judged["n"].unique()))
@@ -163,5 +162,5 @@ def claims_page(judged: pd.DataFrame, claims: Claims, scale: str) -> str:
     ]
     counts = judged.groupby("claim")["verdict"].agg(lambda verdicts: overall(list(verdicts))).value_counts()
     about = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    return page(f"Claims of {claims.paper}, at {scale} scale", f"Of {counts.sum()} claims: {about}.",
+    return page(f"Claims of {claims.paper}, at {claims.scale} scale", f"Of {counts.sum()} claims: {about}.",
                 markdown_table(header, lines, left=2), bullets(notes))  # fmt: skip

@@ -1,22 +1,25 @@
-"""Curves: scores of one experiment over what it varies (prefix length, training rows, start, hand-written prompt)."""
+"""Curves: scores of experiments over what they vary (conf/table/curves.yaml): a figure, and its numbers."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import pandas as pd
 
-from ...records.files import write_files
-from ..render import bullets, markdown_table, metric_name, page, points, unit, write
+from ...config.metrics import metric
+from ..layouts import read_layouts
+from ..marks import mark, marks_legend
+from ..page import SCALES, Inputs, Page
+from ..render import HOLE, bullets, markdown_table, page, points
 from ..rules.conflicts import of_mean
 from ..rules.over_tasks import of_split, seed_means
 from ..rules.selection import at_selected
 from ..rules.statistics import summarize
-from .grid_page import mark, marks_legend
 
 SCORE = "score"  # in place of a metric: the one that selects checkpoints of the task
 PAPER = "paper"  # the scale whose test labels are not published
@@ -24,196 +27,78 @@ PAPER = "paper"  # the scale whose test labels are not published
 
 @dataclass(frozen=True)
 class Curve:
-    """Runs of `experiments`, a line for each value of `series`, over `x` (None: a table without a figure)."""
+    """A line for each value of `series` over `x` (conf/table/curves.yaml, which says what its keys are)."""
 
-    name: str  # of its files
+    name: str  # of its files, behind the scale's
     title: str
     about: str
     experiments: tuple[str, ...]
-    x: str | None
-    x_label: str
     series: str
-    drawn: str = "bleu"
-    metrics: tuple[str, ...] = ("bleu", "nist", "meteor", "rouge_l", "cider", "loss")
-    chosen: str = "at each run's evaluation with the lowest validation loss"
-    units: str = "BLEU, METEOR and ROUGE in points; NIST and CIDEr in their own units; loss in nats per token."
+    drawn: str
+    metrics: tuple[str, ...]
+    chosen: str  # which checkpoint
+    units: str
+    x: str | None = None
+    x_label: str = ""
     logarithmic: bool = True
     series_label: str = ""  # where the names of the series do not say what they are
-    shared: tuple[str, ...] = ()  # experiments whose runs stand at the points that no run of `experiments` has
+    labels: dict[str, str] = field(default_factory=dict)
+    shared: tuple[str, ...] = ()
+    values: dict[str, dict[Any, Any]] = field(default_factory=dict)
+    where: dict[str, str] = field(default_factory=dict)
+
+    def label(self, series: Any) -> str:
+        """What a line is called: a text, or a number such as a length."""
+        return f"{series:g}" if isinstance(series, float) else self.labels.get(series, str(series))
 
 
-def _of_prompts(name: str, title: str, about: str, series: str, experiments: tuple[str, ...] = ()) -> Curve:
-    """A part of figures 1 and 3 of Lester et al. 2021, whose values are not printed: score over the backbone's size.
-
-    All parts of figure 3 have the default setting in common, which is figure 1's.
-    """
-    return Curve(
-        f"prompt_{name}",
-        title,
-        f"{about} Mean over the tasks that a seed was trained on (micro: SST-2).",
-        experiments or (f"prompt_tuning/{name}",),
-        "backbone_params",
-        "parameters of the backbone",
-        series,
-        SCORE,
-        (SCORE, "illegal"),
-        "at each run's best evaluation on validation",
-        "Score: of each task its own (SuperGLUE: accuracy or F1, of two metrics their mean), in points; illegal: "
-        "percent of answers that are no label, which count as wrong.",
-        shared=() if experiments else ("prompt_tuning/size",),
-    )
+def read_curves() -> tuple[Curve, ...]:
+    """Those of conf/table/curves.yaml."""
+    return read_layouts("curves", Curve)
 
 
-# Steps of LM adaptation that a backbone has behind it.
-LM_STEPS = {
-    "t5_v1_1_large": 0.0,
-    "t5_large_lm_adapt_10k": 10_000.0,
-    "t5_large_lm_adapt_50k": 50_000.0,
-    "t5_large_lm_adapt": 100_000.0,
-}
-CURVES = [
-    _of_prompts(
-        "size",
-        "Prompt tuning and model tuning over sizes",
-        "Lester et al. 2021, figure 1: a prompt on the LM-adapted T5; all of T5 1.1 tuned on one task, or on all.",
-        "experiment",
-        ("prompt_tuning/size", "prompt_tuning/model_tuning", "prompt_tuning/multitask_model_tuning"),
-    ),
-    replace(
-        _of_prompts("length", "Prompt length", "Lester et al. 2021, figure 3 (a).", "length"),
-        series_label="prompt length",
-    ),
-    _of_prompts("init", "The start of the prompt", "Lester et al. 2021, figure 3 (b).", "init"),
-    _of_prompts(
-        "pretraining", "What the backbone was pretrained to do", "Lester et al. 2021, figure 3 (c).", "objective"
-    ),
-    replace(
-        _of_prompts(
-            "lm_steps",
-            "Steps of LM adaptation",
-            "Lester et al. 2021, figure 3 (d). Micro: 0, 1,200, 6,000 and 12,000 steps stand for those that are named.",
-            "experiment",
-        ),
-        x="lm_steps",
-        x_label="steps of LM adaptation",
-        logarithmic=False,
-        shared=("prompt_tuning/size", "prompt_tuning/pretraining"),
-    ),
-    _of_prompts(
-        "in_context",
-        "Prompts in words and a trained prompt",
-        "Lester et al. 2021, figure 1 and section 3.3: a frozen backbone with examples, or the beginning of an answer "
-        "(conf/in_context/; the most probable label counts), and a trained prompt on the same T5.",
-        "design",
-        ("prompt_tuning/in_context", "prompt_tuning/in_context_gpt2", "prompt_tuning/size"),
-    ),
-    replace(
-        _of_prompts(
-            "optimizer",
-            "Optimizer and learning rate of a prompt",
-            "Not in the paper, which trains all prompts by Adafactor at 0.3: what another optimizer or rate is worth.",
-            "optimizer",
-        ),
-        x="learning_rate",
-        x_label="learning rate",
-        shared=(),
-    ),
-    Curve(
-        "task_prompt",
-        "The right and the wrong task's prompt",
-        "Claim P02: a frozen T5 asked one task with examples of it, and with those of another; nothing is trained.",
-        ("prompt_tuning/task_prompt",),
-        None,
-        "",
-        "asked",
-        SCORE,
-        (SCORE, "illegal"),
-        "nothing was trained or chosen",
-        "Score: accuracy in points. Seeds draw other examples.",
-    ),
-    Curve(
-        "xsum_length",
-        "Prefix length in summarisation",
-        "Prefix tuning of BART with more and more positions. Li & Liang 2021, figure 4, shows XSUM without numbers.",
-        ("prefix_tuning/xsum_length",),
-        "length",
-        "prefix length",
-        "experiment",
-        "rougeL",
-        ("rouge1", "rouge2", "rougeL", "loss"),
-    ),
-    Curve(
-        "prefix_length",
-        "Prefix length",
-        "Prefix tuning with 1 to 40 positions. Li & Liang 2021, figure 4, shows DART and XSUM; none of E2E is printed.",
-        ("prefix_tuning/length",),
-        "length",
-        "prefix length",
-        "experiment",
-    ),
-    Curve(
-        "low_data",
-        "Low data and the start of the prefix",
-        "Random start against the keys and values of words, and full fine-tuning, on subsamples of the training rows "
-        "(Li & Liang 2021, sections 6.3 and 7.4). The spread is over subsamples, the seed is one.",
-        ("prefix_tuning/low_data_random", "prefix_tuning/low_data_words", "prefix_tuning/low_data_full"),
-        "train_rows",
-        "training rows",
-        "start",
-    ),
-    Curve(
-        "hand_written",
-        "Hand-written prompts on the frozen model",
-        "Nothing is trained: the model writes on behind the prompt (conf/hand_written/). One deterministic run each.",
-        ("prefix_tuning/hand_written",),
-        None,
-        "",
-        "source_form",
-    ),
-]
+def pages(inputs: Inputs) -> Iterator[Page]:
+    """A page a curve and scale with runs."""
+    for curve in read_curves():
+        for scale in SCALES:
+            if not (table := curve_points(inputs.frame, curve, scale)).empty:
+                name, title = f"{scale}_{curve.name}", f"{curve.title}, at {scale} scale"
+                figures = {} if curve.x is None else {f"{name}.svg": draw(table, curve, scale)}
+                links = "".join(f"![{curve.title}]({file})" for file in figures)
+                yield Page(
+                    name,
+                    title,
+                    curve_page(table, curve, scale, links),
+                    table,
+                    f"{table['n'].sum()} scores",
+                    frozenset((scale, experiment) for experiment in curve.experiments),
+                    figures=figures,
+                )
 
 
 def curve_points(frame: pd.DataFrame, curve: Curve, scale: str) -> pd.DataFrame:
-    """One line per series, x and metric, on the test split (published data: validation); empty without runs.
+    """One line per point and metric: mean and interval over runs, on the test split (published data: validation);
+    empty without runs.
 
     A failed run is counted: its point has a smaller n, and `failed` says by how many. Runs that make no mean
     (conflicts.of_mean) have none: `conflict` says why. `flags`: what is suspicious about some run of the point.
     """
-    at_scale = frame[frame["scale"] == scale]
-    own = at_scale[at_scale["experiment"].isin(curve.experiments)]
-    if own.empty:
+    runs = _runs(frame[frame["scale"] == scale], curve)
+    if runs.empty:
         return pd.DataFrame()
-    shared = at_scale[at_scale["experiment"].isin(curve.shared)].assign(experiment=curve.experiments[0], borrowed=True)
-    own = pd.concat([own.assign(borrowed=False), shared], ignore_index=True)
-    words = own["words"].fillna("").str.strip()
-    methods = own["experiment"].str.rpartition("_")[2]
-    adapted = own["stands_for"].fillna("").str.contains("lm_adapt")
-    sentinel = own["target_prefix"].fillna("") != ""
-    own = own.assign(
-        start=words.where(words != "", methods),
-        objective="span corruption" + sentinel.map({True: " + sentinel", False: ""}),
-        lm_steps=own["stands_for"].map(LM_STEPS).where(~sentinel),
-        design=own["in_context"].fillna("trained prompt")
-        + own["experiment"].map(lambda name: " (GPT-2)" if name.endswith("_gpt2") else ""),
-        asked=own["task"] + ", prompt " + own["in_context"].fillna("none"),
-    )
-    own["objective"] = own["objective"].where(~adapted, "LM adaptation")
-    own["x"] = own[curve.x] if curve.x else 0.0
-    there = own.groupby([curve.series, "x"])["borrowed"].transform("min")
-    own = own[own["borrowed"] == there]
-    failed = own[own["status"] == "failed"].groupby([curve.series, "x"]).size()
-    at = at_selected(own)
+    failed = runs[runs["status"] == "failed"].groupby(["line", "x"]).size()
+    at = at_selected(runs)
     at = pd.concat([at, at[at["metric"] == at["selection_metric"]].assign(metric=SCORE)], ignore_index=True)
     at = of_split(at[at["metric"].isin(curve.metrics)], _split(scale))
     lines = []
-    for (series, x, metric), of_point in at.groupby([curve.series, "x", "metric"], sort=True):
+    for (series, x, name), of_point in at.groupby(["line", "x", "metric"], sort=True):
         conflict = of_mean(of_point)
         summary = summarize([float("nan")] if conflict else seed_means(of_point).tolist())
         lines.append(
             {
                 "series": series,
                 "x": x,
-                "metric": metric,
+                "metric": name,
                 "mean": summary.mean,
                 "low": summary.low,
                 "high": summary.high,
@@ -227,20 +112,43 @@ def curve_points(frame: pd.DataFrame, curve: Curve, scale: str) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def _runs(frame: pd.DataFrame, curve: Curve) -> pd.DataFrame:
+    """The rows of the curve's runs with their `line` and `x`; shared ones only at points that have no others."""
+    for name, value in curve.where.items():
+        frame = frame[frame[name].fillna("") == value]
+    of_curve = frame[frame["experiment"].isin(curve.experiments)]
+    if of_curve.empty:
+        return of_curve
+    shared = frame[frame["experiment"].isin(curve.shared)].assign(experiment=curve.experiments[0], borrowed=True)
+    runs = pd.concat([of_curve.assign(borrowed=False), shared], ignore_index=True)
+    runs = runs.assign(line=_line(runs, curve), x=_named(runs, curve, curve.x) if curve.x else 0.0)
+    only_borrowed = runs.groupby(["line", "x"])["borrowed"].transform("min")
+    return runs[runs["borrowed"] == only_borrowed]
+
+
+def _line(runs: pd.DataFrame, curve: Curve) -> pd.Series:
+    """Which line a run belongs to: a field, or a text with fields in braces."""
+    names = [name for _, name, _, _ in Formatter().parse(curve.series) if name is not None]
+    if not names:
+        return runs[curve.series]
+    columns = [_named(runs, curve, name) for name in names]
+    texts = [curve.series.format(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
+    return pd.Series(texts, index=runs.index, dtype=object)
+
+
+def _named(runs: pd.DataFrame, curve: Curve, name: str) -> pd.Series:
+    """A field, by its values' names where the curve has some (of x: only those that it has)."""
+    if name not in curve.values:
+        return runs[name]
+    names = curve.values[name]
+    values = [None if pd.isna(value) else str(value).strip() for value in runs[name]]
+    other = dict.fromkeys(values, float("nan")) if name == curve.x else {value: value or "" for value in values}
+    return pd.Series([(other | names)[value] for value in values], index=runs.index)
+
+
 def _split(scale: str) -> str:
     """Whose scores are drawn."""
     return "validation" if scale == PAPER else "test"
-
-
-def write_curve(table: pd.DataFrame, curve: Curve, scale: str, output: Path) -> str:
-    """Write the page, its numbers and its figure; return the name of the files."""
-    name = f"{scale}_{curve.name}"
-    figure = ""
-    if curve.x is not None:
-        write_files({output / f"{name}.svg": draw(table, curve, scale)})
-        figure = f"![{curve.title}]({name}.svg)"
-    write(output, name, curve_page(table, curve, scale, figure), table)
-    return name
 
 
 def curve_page(table: pd.DataFrame, curve: Curve, scale: str, figure: str) -> str:
@@ -249,43 +157,33 @@ def curve_page(table: pd.DataFrame, curve: Curve, scale: str, figure: str) -> st
     for (series, x), of_point in table.groupby(["series", "x"], sort=True):
         cells = {str(line["metric"]): line for line in of_point.to_dict("records")}
         first = next(iter(cells.values()))
-        label = [f"`{series}`"] if curve.x is None else [_name(series), f"{x:g}"]
+        label = [f"`{series}`"] if curve.x is None else [curve.label(series), f"{x:g}"]
         failed = f" ({first['failed']} failed)" if first["failed"] else ""
-        texts = [_cell(cells, metric) for metric in curve.metrics]
+        texts = [_cell(cells, name) for name in curve.metrics]
         texts[0] += "" if first["conflict"] else "".join(mark(flag)[0] for flag in str(first["flags"]).split())
         lines.append([*label, f"{first['n']}{failed}", *texts])
-    names = [*([""] if curve.x is None else [curve.series_label, curve.x_label]), "n", *map(metric_name, curve.metrics)]
+    first_columns = [""] if curve.x is None else [curve.series_label, curve.x_label]
+    header = [*first_columns, "n", *(metric(name).title for name in curve.metrics)]
+    in_points = metric(curve.drawn).fraction
     notes = [
         f"{_split(scale).capitalize()} split, {curve.chosen}; ± is the 95% interval of the mean (Student's t).",
         curve.units,
-        *(["The figure ends at 0 and 100, where intervals may not."] if figure and unit(curve.drawn) == 100 else []),
+        *(["The figure ends at 0 and 100, where intervals may not."] if figure and in_points else []),
         *marks_legend(flag for flags in table["flags"] for flag in flags.split()),
         *(f"conflict: {cause}." for cause in table["conflict"].unique() if cause),
     ]
-    table_text = markdown_table(names, lines)
+    table_text = markdown_table(header, lines)
     return page(f"{curve.title}, at {scale} scale", curve.about, figure, table_text, bullets(notes))
 
 
-def _cell(cells: dict[str, dict[Any, Any]], metric: str) -> str:
-    if metric not in cells:
-        return "—"
-    cell = cells[metric]
+def _cell(cells: dict[str, dict[Any, Any]], name: str) -> str:
+    if name not in cells:
+        return HOLE
+    cell = cells[name]
     if cell["conflict"]:
         return "conflict"
     spread = (cell["high"] - cell["low"]) / 2
-    return points(cell["mean"], metric) + (f" ±{points(spread, metric)}" if spread == spread else "")
-
-
-_NAMES = {
-    "prompt_tuning/size": "prompt tuning, LM-adapted",
-    "prompt_tuning/model_tuning": "model tuning",
-    "prompt_tuning/multitask_model_tuning": "model tuning, multi-task",
-}
-
-
-def _name(series: Any) -> str:
-    """Of a line: a text, or a number such as a length."""
-    return f"{series:g}" if isinstance(series, float) else _NAMES.get(series, str(series))
+    return points(cell["mean"], name) + (f" ±{points(spread, name)}" if spread == spread else "")
 
 
 def _short(x: float) -> str:
@@ -301,16 +199,16 @@ def draw(table: pd.DataFrame, curve: Curve, scale: str) -> bytes:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    metric = curve.drawn
-    of_metric = table[table["metric"] == metric]
+    drawn = metric(curve.drawn)
+    of_metric = table[table["metric"] == drawn.name]
     with mpl.rc_context({"svg.hashsalt": curve.name, "svg.fonttype": "none", "font.size": 10}):
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.add_subplot()
         groups = list(of_metric.groupby("series", sort=True))
         for place, (series, of_series) in enumerate(groups):
-            scaled = unit(metric) * of_series[["mean", "low", "high"]]
+            scaled = drawn.unit * of_series[["mean", "low", "high"]]
             error = ((scaled["high"] - scaled["low"]) / 2).fillna(0.0)
-            label = None if len(groups) == 1 else _name(series)
+            label = None if len(groups) == 1 else curve.label(series)
             aside = place - (len(groups) - 1) / 2  # else the intervals of one x lie upon each other
             x = of_series["x"] * 1.015**aside if curve.logarithmic else of_series["x"]
             axes.errorbar(x, scaled["mean"], yerr=error, marker="o", markersize=4, capsize=3, label=label)
@@ -319,12 +217,12 @@ def draw(table: pd.DataFrame, curve: Curve, scale: str) -> bytes:
         ticks = sorted(of_metric["x"].unique())
         close = {x for before, x in pairwise(ticks) if curve.logarithmic and x < 1.15 * before}
         axes.set_xticks(ticks, ["" if x in close else _short(x) for x in ticks])
-        if unit(metric) == 100:
+        if drawn.fraction:
             bottom, top = axes.get_ylim()
             axes.set_ylim(max(bottom, 0), min(top, 100))  # an interval may reach beyond what a score can be
         axes.minorticks_off()
         axes.set_xlabel(curve.x_label)
-        axes.set_ylabel(f"{metric_name(metric)} ({_split(scale)}, 95% interval)")
+        axes.set_ylabel(f"{drawn.title} ({_split(scale)}, 95% interval)")
         axes.grid(alpha=0.3)
         if len(groups) > 1:
             figure.legend(title=curve.series_label or None, fontsize=8, loc="outside lower center", ncols=3)

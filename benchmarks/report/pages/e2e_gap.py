@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from ...records.places import ERRATA
+from ..page import Inputs, Page
 from ..render import bullets, markdown_table, page, points
 
 NAME = "e2e_gap"
+TITLE = "E2E: what decoding and scoring are worth"
 _NOT_FACTORS = ("run_id", "seed", "bleu")
+
+
+def pages(inputs: Inputs) -> Iterator[Page]:
+    """One page, once something was decoded in other ways."""
+    if inputs.gap is not None:
+        cells = effects(inputs.gap)
+        yield Page(NAME, TITLE, gap_page(inputs.gap), cells, f"{len(inputs.gap)} combinations")
 
 
 def read_gap(results: Path) -> pd.DataFrame | None:
@@ -68,4 +78,4 @@ def gap_page(table: pd.DataFrame) -> str:
         "command on the published ones: `peft-bench run -m experiment=errata/e2e_gap scale=paper`, then `peft-bench "
         "errata e2e_gap`.",
     ]
-    return page("E2E: what decoding and scoring are worth", effects_markdown(effects(table)), bullets(notes))
+    return page(TITLE, effects_markdown(effects(table)), bullets(notes))

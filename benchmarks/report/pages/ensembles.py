@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
+from ...config.metrics import metric
+from ...config.schema import LOSS
 from ...records.places import ENSEMBLES
-from ..render import bullets, markdown_table, metric_name, page, points
+from ..page import Inputs, Page, by_scale
+from ..render import bullets, markdown_table, page, points
 from ..rules.selection import CELL_COLUMNS, mean_over_seeds_of_best_epoch
 
 NAME = "prompt_ensembles"
 _COSTS = ["one_pass_seconds", "one_by_one_seconds", "models_seconds", "prompt_bytes", "model_bytes"]
 
 
+def pages(inputs: Inputs) -> Iterator[Page]:
+    """A page a scale."""
+    for scale, votes in by_scale(inputs.votes):
+        title = f"Votes of several prompts, at {scale} scale"
+        voters = frozenset((scale, experiment) for experiment in votes["experiment"])
+        text = ensembles_page(votes, scale)
+        yield Page(f"{scale}_{NAME}", title, text, votes, f"{len(votes)} scores", voters)
+
+
 def read_ensembles(results: Path) -> pd.DataFrame:
     """One line per ensemble, split and metric: average, best and vote, and what the ensemble costs."""
     lines = []
     for path in sorted((results / ENSEMBLES).rglob("*.json")):
-        found = json.loads(path.read_text())
-        shared = {name: found[name] for name in ("experiment", "scale", "settings", "task", "stands_for", *_COSTS)}
-        shared |= {"run_ids": " ".join(found["run_ids"]), "voters": len(found["run_ids"])}
-        shared |= {"device": found["numerics"]["device_name"] or found["numerics"]["device"]}
-        shared |= {"threads": found["numerics"]["threads"], "changed_answers": found["changed_answers"]}
-        lines += [shared | line for line in found["scores"] if line["metric"] != "loss"]
+        content = json.loads(path.read_text())
+        shared = {name: content[name] for name in ("experiment", "scale", "settings", "task", "stands_for", *_COSTS)}
+        shared |= {"run_ids": " ".join(content["run_ids"]), "voters": len(content["run_ids"])}
+        shared |= {"device": content["numerics"]["device_name"] or content["numerics"]["device"]}
+        shared |= {"threads": content["numerics"]["threads"], "changed_answers": content["changed_answers"]}
+        lines += [shared | line for line in content["scores"] if line["metric"] != LOSS]
     return pd.DataFrame(lines)
 
 
@@ -49,7 +62,7 @@ def ensembles_page(table: pd.DataFrame, scale: str) -> str:
     for line in table.to_dict("records"):
         scores = [points(line[name], line["metric"]) for name in ("average", "best", "vote")]
         lines.append(
-            [line["task"], line["split"], metric_name(line["metric"]), str(line["voters"]), *scores, str(line["n"])]
+            [line["task"], line["split"], metric(line["metric"]).title, str(line["voters"]), *scores, str(line["n"])]
         )
     for line in table.drop_duplicates("run_ids").to_dict("records"):
         seconds = [f"{line[name]:.2f}" for name in _COSTS[:3]]

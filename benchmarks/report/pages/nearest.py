@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from ...records.places import NEAREST
+from ..page import Inputs, Page, by_scale
 from ..render import HOLE, bullets, markdown_table, page
 from ..rules.statistics import summarize
 
@@ -15,6 +17,16 @@ NAME = "prompt_nearest"
 SHOWN = "prompt_tuning/table3"  # whose tokens the page lists
 SETTING = ["experiment", "task", "stands_for", "init", "length", "target_prefix", "optimizer", "learning_rate"]
 _MEASURES = ["label_rows", "other_rows", "cohesion", "random_cohesion", "unique"]
+
+
+def pages(inputs: Inputs) -> Iterator[Page]:
+    """A page a scale."""
+    runs, tokens = inputs.near or (None, pd.DataFrame(columns=["scale"]))
+    for scale, of_scale in by_scale(runs):
+        table = settings_table(of_scale)
+        text = nearest_page(table, tokens[tokens["scale"] == scale], scale)
+        title = f"What prompt tokens are near to, at {scale} scale"
+        yield Page(f"{scale}_{NAME}", title, text, table, f"{len(of_scale)} prompts")
 
 
 def read_nearest(results: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:

@@ -1,50 +1,75 @@
-"""The papers' tables with our runs beside the printed cells, and a difference only where the two are comparable."""
+"""The papers' tables with our runs beside the printed cells, and a difference only where the two are comparable.
+
+A page has a line of printed values, a line of ours, and numbered reasons.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from ..reference import Reference
-from ..render import unit
-from ..rules.comparability import Comparison, compare, not_run, wanted_metric
+from ...config.metrics import metric
+from ..marks import mark, marks_legend
+from ..page import Inputs, Page, named
+from ..reference import PaperTable, Reference, paper_tables
+from ..render import HOLE, bullets, markdown_table, page
+from ..rules.comparability import Comparison, command, compare, not_run, our_rule, swept, wanted_metric
 from ..rules.conflicts import conflicts
 from ..rules.selection import RULES
+from .ensembles import vote_cells
+from .parameters import beside_printed, parameters_markdown
 
 SCALE = "paper"  # micro and small runs have tables of their own
-# The rule our runs follow where the paper follows none of ours: never comparable, but shown.
-_OURS = {
-    "leaderboard_submission": "best_on_validation_over_sweep_and_seeds",
-    "copied_unverified": "median_over_seeds_of_best_epoch",
-    "best_by_validation_rouge2": "mean_over_seeds_of_best_epoch",
-    "released_prompt": "mean_over_seeds_of_best_epoch",
-}
 _NAN = float("nan")
 
 
+def pages(inputs: Inputs) -> Iterator[Page]:
+    """A page a table and settings."""
+    votes = None if inputs.votes is None else vote_cells(inputs.frame, inputs.votes)
+    for table in paper_tables():
+        parameters = parameters_markdown(beside_printed(inputs.reference, table, inputs.counts))
+        for settings in inputs.settings(SCALE):
+            cells = beside_paper(inputs.frame, table, inputs.reference, settings, votes)
+            name, title = named(table.name, table.title, settings)
+            yield Page(
+                name,
+                title,
+                paper_page(cells, table, title, parameters),
+                cells,
+                f"{int(cells['difference'].notna().sum())} of {len(cells)} cells comparable",
+                frozenset((SCALE, experiment) for experiment in cells["experiment"]),
+                one_setting=True,
+            )
+
+
 def beside_paper(
-    frame: pd.DataFrame, name: str, reference: Reference, settings: str = "paper", votes: pd.DataFrame | None = None
+    frame: pd.DataFrame,
+    table: PaperTable,
+    reference: Reference,
+    settings: str = "paper",
+    votes: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """One line per printed cell of table `name`, in print order: printed and ours in points, difference or reason.
+    """One line per printed cell of the table, in print order: printed and ours in points, difference or reason.
 
     frame: ResultRows of any scale; only the paper scale is looked at. votes: of ensembles (ensembles.vote_cells).
     """
     frame = frame[(frame["scale"] == SCALE) & (frame["settings"] == settings)]
-    printed = reference.tables[name]
+    printed = reference.tables[table.name]
     frame = frame[frame["experiment"].isin(printed["experiment"])]
     cells = {
         (rule, line["experiment"], line["task"], line["split"], line["metric"]): line
-        for rule in dict.fromkeys(_OURS.get(rule, rule) for rule in printed["selection_rule"])
+        for rule in dict.fromkeys(map(our_rule, printed["selection_rule"]))
         for line in _made_by(rule, frame, votes).to_dict("records")
     }
     failed = frame[frame["status"] == "failed"].groupby(["experiment", "task"])["cause"].agg(list).to_dict()
-    refused = {(conflict.group[0], conflict.group[3]): conflict.cause for conflict in conflicts(frame)}
+    found = conflicts(frame, swept(reference))
+    refused = {(conflict.group[0], conflict.group[3]): conflict.cause for conflict in found}
     lines = []
     for cell in printed.to_dict("records"):
         key = (cell["experiment"], cell["task"])
-        rule = _OURS.get(cell["selection_rule"], cell["selection_rule"])
+        rule = our_rule(cell["selection_rule"])
         ours = next((cells[rule, *key, *at] for at in _places(cell) if (rule, *key, *at) in cells), None)
         if key in refused:
             result, ours = Comparison(None, f"conflict ({refused[key]})", False), None
@@ -55,7 +80,7 @@ def beside_paper(
         elif cell["metric"] == "glue_score":
             result = Comparison(None, "not comparable (score of the GLUE server)", False)
         else:
-            result = not_run(cell)
+            result = not_run(cell, table.sweep)
         lines.append(_line(cell, settings, rule, ours if result.same_task else None, result))
     return pd.DataFrame(_with_averages(lines))
 
@@ -86,8 +111,8 @@ def _line(
         "settings": settings,
         "rule": rule,
         "split": ours["split"] if ours else "",
-        "ours": unit(ours["metric"]) * ours["score"] if ours else _NAN,
-        "std": unit(ours["metric"]) * ours["std"] if ours else _NAN,
+        "ours": metric(ours["metric"]).unit * ours["score"] if ours else _NAN,
+        "std": metric(ours["metric"]).unit * ours["std"] if ours else _NAN,
         "seeds": ours["seeds"] if ours else 0,
         "difference": _NAN if result.difference is None else result.difference,
         "reason": result.reason or "",
@@ -112,3 +137,75 @@ def _with_averages(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
         elif any(line["run_ids"] for line in of_row):
             average["reason"] = "not comparable (some column is not)"
     return lines
+
+
+def paper_page(cells: pd.DataFrame, table: PaperTable, title: str, parameters: str) -> str:
+    """The page of one paper's table (the cells of `beside_paper`) with its parameter counts (text)."""
+    reasons = _Reasons()
+    lines: list[list[str]] = []
+    columns = list(cells["column"].drop_duplicates())
+    for (label, params), of_row in cells.groupby(["row", "printed_params"], sort=False):
+        in_row = of_row.to_dict("records")
+        lines.append([f"{label} {params}", "printed", *(_printed(cell, reasons) for cell in in_row)])
+        lines.append(["", "ours", *(_ours(cell, reasons) for cell in in_row)])
+        if of_row["difference"].notna().any():
+            lines.append(["", "difference", *(_difference(cell) for cell in in_row)])
+    return page(
+        title,
+        table.about,
+        markdown_table(["", "", *columns], lines, left=2),
+        bullets([*_legend(cells, table.sweep), *reasons.legend()]),
+        *(["## Parameters", parameters] if parameters else []),
+    )
+
+
+class _Reasons:
+    """Reasons by number, in the order in which the table mentions them."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def mark(self, reason: str) -> str:
+        return f"[{self._numbers.setdefault(reason, len(self._numbers) + 1)}]"
+
+    def legend(self) -> list[str]:
+        return [f"[{number}] {reason}." for reason, number in self._numbers.items()]
+
+
+def _printed(cell: Mapping[Any, Any], reasons: _Reasons) -> str:
+    wrong_caption = cell["likely_metric"] and cell["likely_metric"] != cell["metric"]
+    mark = reasons.mark(f"Likely {cell['likely_metric']}, not {cell['metric']} as captioned") if wrong_caption else ""
+    return f"{cell['printed']:.{metric(cell['metric']).decimals}f}{' ' if mark else ''}{mark}"
+
+
+def _ours(cell: Mapping[Any, Any], reasons: _Reasons) -> str:
+    if cell["reason"].startswith("not run"):
+        return HOLE
+    text = [] if cell["ours"] != cell["ours"] else [f"{cell['ours']:.{metric(cell['metric']).decimals}f}"]
+    if text and cell["std"] == cell["std"]:
+        text[0] += f" ±{cell['std']:.{metric(cell['metric']).decimals}f}"
+    if text:
+        text[0] += "".join(mark(flag)[0] for flag in cell["flags"].split())
+        text.append(f"({cell['seeds']:.0f})")
+    if cell["reason"]:
+        text.append(reasons.mark(cell["reason"][0].upper() + cell["reason"][1:]))
+    return " ".join(text)
+
+
+def _difference(cell: Mapping[Any, Any]) -> str:
+    return (
+        "" if cell["difference"] != cell["difference"] else f"{cell['difference']:+.{metric(cell['metric']).decimals}f}"
+    )
+
+
+def _legend(cells: pd.DataFrame, sweep: str) -> Sequence[str]:
+    legend = []
+    holes = cells[cells["reason"].str.startswith("not run")]
+    blocked = holes[holes["reason"].str.startswith("not run (")]
+    if not holes.empty:
+        legend.append(f"{HOLE} not run. To run a row: `{command('<experiment>', sweep)}`, experiments as in the CSV.")
+    for reason, of_reason in blocked.groupby("reason", sort=False):
+        legend.append(f"{', '.join(of_reason['row'].drop_duplicates())}: {reason}.")
+    if cells["ours"].notna().any():
+        legend.append("Ours: the paper's selection rule, ± standard deviation over seeds, (seeds).")
+    return [*legend, *marks_legend(flag for flags in cells["flags"] for flag in flags.split())]

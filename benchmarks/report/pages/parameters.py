@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..reference import TABLES, Reference
+from ..reference import PaperTable, Reference
 from ..render import HOLE, bullets, count, markdown_table
 
 COUNTS = "param_counts.csv"  # in results/tables, one line per printed figure
@@ -24,10 +24,10 @@ def read_counts(path: Path) -> pd.DataFrame | None:
     return counts[counts["experiment"] != ""]
 
 
-def beside_printed(reference: Reference, name: str, counts: pd.DataFrame | None) -> pd.DataFrame:
-    """One line per printed figure of table `name`: the same figure from our count, or a hole if nothing was counted."""
-    rows = reference.tables[name].drop_duplicates("experiment")[["experiment", "row"]]
-    paper = TABLES[name].partition(" 20")[0]  # an experiment may be a row of two papers
+def beside_printed(reference: Reference, table: PaperTable, counts: pd.DataFrame | None) -> pd.DataFrame:
+    """One line per printed figure of the table: the same figure from our count, or a hole if nothing was counted."""
+    rows = reference.tables[table.name].drop_duplicates("experiment")[["experiment", "row"]]
+    paper = table.title.partition(" 20")[0]  # an experiment may be a row of two papers
     printed = reference.params[reference.params["table"].str.startswith(paper)]
     figures = rows.merge(printed.drop(columns="row"), on="experiment", validate="one_to_many")
     if counts is None:

@@ -10,15 +10,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...config.metrics import metric
 from ..reference import Reference
-from ..render import unit
+from .selection import best_on_validation_over_sweep_and_seeds
 
 OF_EXACTLY = ("best_of_seeds", "majority_vote")  # whose number grows with that of the seeds
+
+
+@dataclass(frozen=True)
+class _Unverified:
+    """A rule of a paper that is none of ours: our number is shown, and never compared."""
+
+    ours: str
+    reason: str
+
+
 _UNVERIFIED = {
-    "copied_unverified": "the paper copied it from work whose seeds and selection are not known",
-    "leaderboard_submission": "the paper quotes a leaderboard entry",
-    "released_prompt": "one released prompt: how many were trained, and which was chosen, is not said",
-    "best_by_validation_rouge2": "the released code selects by validation ROUGE-2, here it is validation loss",
+    "leaderboard_submission": _Unverified(
+        "best_on_validation_over_sweep_and_seeds", "the paper quotes a leaderboard entry"
+    ),
+    "copied_unverified": _Unverified(
+        "median_over_seeds_of_best_epoch",
+        "the paper copied it from work whose seeds and selection are not known",
+    ),
+    "best_by_validation_rouge2": _Unverified(
+        "mean_over_seeds_of_best_epoch",
+        "the released code selects by validation ROUGE-2, here it is validation loss",
+    ),
+    "released_prompt": _Unverified(
+        "mean_over_seeds_of_best_epoch",
+        "one released prompt: how many were trained, and which was chosen, is not said",
+    ),
 }
 
 
@@ -36,22 +58,31 @@ def wanted_metric(printed: Mapping[Any, Any]) -> str:
     return str(printed["likely_metric"] or printed["metric"])
 
 
-_CHOICES = {"e2e": "task=e2e_tokenized 'seed=range(3)'", "xsum": "task=xsum 'seed=range(3)'"}
+def swept(reference: Reference) -> frozenset[str]:
+    """The experiments whose printed numbers were chosen over a sweep: so are ours, at every scale."""
+    return frozenset(
+        str(cell["experiment"])
+        for table in reference.tables.values()
+        for cell in table[["experiment", "selection_rule"]].to_dict("records")
+        if our_rule(cell["selection_rule"]) == best_on_validation_over_sweep_and_seeds.__name__
+    )
 
 
-def command(experiment: str, task: str) -> str:
-    """The command that makes the runs of a printed row."""
-    tasks = _CHOICES.get(task, "'task=glob(glue/*)' 'seed=range(5)'")
-    if experiment.startswith("prompt_tuning/"):
-        return f"peft-bench run -m experiment={experiment} scale=paper"  # with the tasks and seeds of its own sweep
-    return f"peft-bench run -m experiment={experiment} scale=paper {tasks}"
+def our_rule(printed: str) -> str:
+    """The rule that our runs follow for a printed number: its own or, where that is none of ours, a likely one."""
+    return _UNVERIFIED[printed].ours if printed in _UNVERIFIED else printed
 
 
-def not_run(printed: Mapping[Any, Any]) -> Comparison:
+def command(experiment: str, sweep: str) -> str:
+    """The command that makes the runs of a printed row. sweep: tasks and seeds, where it brings none of its own."""
+    return f"peft-bench run -m experiment={experiment} scale=paper {sweep}".rstrip()
+
+
+def not_run(printed: Mapping[Any, Any], sweep: str) -> Comparison:
     """For a printed cell without a run of ours."""
     if printed["obstacle"]:
         return Comparison(None, f"not run ({printed['obstacle']})", False)
-    return Comparison(None, f"not run: {command(printed['experiment'], printed['task'])}", False)
+    return Comparison(None, f"not run: {command(printed['experiment'], sweep)}", False)
 
 
 def compare(
@@ -68,7 +99,7 @@ def compare(
         return Comparison(None, f"not comparable ({reason})", True)
     if reason := _other_protocol(printed, ours, rule):
         return Comparison(None, f"not comparable ({reason})", True)
-    return Comparison(unit(ours["metric"]) * ours["score"] - printed["value"], None, True)
+    return Comparison(metric(ours["metric"]).unit * ours["score"] - printed["value"], None, True)
 
 
 def _other_task(printed: Mapping[Any, Any], ours: Mapping[Any, Any], reference: Reference) -> str | None:
@@ -113,7 +144,8 @@ def _other_protocol(printed: Mapping[Any, Any], ours: Mapping[Any, Any], rule: s
     if ours["flags"]:
         return f"a run is flagged: {ours['flags'].replace('_', ' ')}"
     if printed["selection_rule"] != rule:
-        return _UNVERIFIED.get(printed["selection_rule"], f"{printed['selection_rule']}, here {rule}")
+        unverified = _UNVERIFIED.get(printed["selection_rule"])
+        return unverified.reason if unverified else f"{printed['selection_rule']}, here {rule}"
     if ours["seeds"] < printed["n_seeds"] or (rule in OF_EXACTLY and ours["seeds"] != printed["n_seeds"]):
         return f"{ours['seeds']} of {printed['n_seeds']:.0f} seeds"
     if ours["score"] != ours["score"]:

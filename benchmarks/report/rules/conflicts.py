@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from .selection import GROUP, RUN, SEARCHED, is_swept
+from .selection import GROUP, RUN, SEARCHED
 
 _MUST_AGREE = ["backbone", "backbone_sha256", "data_source", "data_sha256", "dtype", "setting"]
-_SCRATCH = "_scratch"  # a random start is another backbone with every seed
 
 
 @dataclass(frozen=True)
@@ -26,24 +25,23 @@ class Conflict:
         return f"{experiment} on {task} ({scale} scale, {settings} settings): {self.cause}"
 
 
-def conflicts(frame: pd.DataFrame) -> list[Conflict]:
-    """Every conflict among the finished runs of `frame` (ResultRows)."""
+def conflicts(frame: pd.DataFrame, swept: Collection[str]) -> list[Conflict]:
+    """Every conflict among the finished runs of `frame` (ResultRows). swept: experiments whose runs are points of a
+    sweep."""
     done = frame[frame["status"] == "done"]
     twice = done[done.duplicated([*RUN, "split", "checkpoint", "metric"])]
-    found = [
+    repeated = [
         Conflict(group, f"the same run is there twice ({_some(rows['run_id'].unique())})")
         for group, rows in twice.groupby(GROUP)
     ]
     runs = done.drop_duplicates(RUN)
-    swept = is_swept(runs)
-    scratch = runs["experiment"].isin([name for name in runs["experiment"].unique() if name.endswith(_SCRATCH)])
+    searched = runs["experiment"].isin(swept)
     return [
-        *found,
-        *_repeated(runs[~swept], ["seed"]),
-        *_repeated(runs[swept], ["seed", *SEARCHED]),
-        *_differing(runs[~swept & ~scratch], [*_MUST_AGREE, *SEARCHED]),
-        *_differing(runs[~swept & scratch], [*(name for name in _MUST_AGREE if name != "backbone_sha256"), *SEARCHED]),
-        *_differing(runs[swept], _MUST_AGREE),
+        *repeated,
+        *_repeated(runs[~searched], ["seed"]),
+        *_repeated(runs[searched], ["seed", *SEARCHED]),
+        *_differing(runs[~searched], [*_MUST_AGREE, *SEARCHED]),
+        *_differing(runs[searched], _MUST_AGREE),
     ]
 
 
@@ -54,9 +52,7 @@ def of_mean(rows: pd.DataFrame) -> str | None:
     """
     runs = rows.drop_duplicates(RUN)
     for task, of_task in runs.groupby("task"):
-        scratch = of_task["experiment"].str.endswith(_SCRATCH).all()
-        names = [name for name in [*_MUST_AGREE, *SEARCHED] if not (scratch and name == "backbone_sha256")]
-        varied = [name for name in names if of_task[name].nunique(dropna=False) > 1]
+        varied = [name for name in [*_MUST_AGREE, *SEARCHED] if of_task[name].nunique(dropna=False) > 1]
         if varied:
             return f"runs on {task} differ in {_values(of_task, varied)}"
         twice = of_task[of_task.duplicated(["seed", "train_sample"], keep=False)]

@@ -13,14 +13,13 @@ from typing import Any, cast
 import pandas as pd
 
 from ...config import science
-from ...config.schema import LOSS
+from ...config.metrics import LOWER_IS_BETTER
 from .statistics import summarize
 
 RUN = ["experiment", "run_id"]
 GROUP = ["experiment", "scale", "settings", "task"]  # the runs of a group compete in a sweep
 CELL = [*GROUP, "split", "metric"]
 SEARCHED = [name for names in science.SEARCHED.values() for name in names]
-SWEPT = "houlsby2019/"  # section 3.2: the rows of this paper are chosen over a sweep, those of others are not
 CONSTANT = [
     "backbone",
     "published",
@@ -35,12 +34,6 @@ CELL_COLUMNS = [
     "method_params",
     *CONSTANT,
 ]
-
-
-def is_swept(rows: pd.DataFrame) -> pd.Series:
-    """Which rows belong to an experiment that is chosen over a sweep."""
-    experiments = [name for name in rows["experiment"].unique() if name.startswith(SWEPT)]
-    return rows["experiment"].isin(experiments)
 
 
 def at_checkpoint(rows: pd.DataFrame, checkpoint: str) -> pd.DataFrame:
@@ -131,7 +124,8 @@ def _winners(at: pd.DataFrame) -> pd.DataFrame:
     depend on the order of files.
     """
     chosen_on = at[(at["split"] == at["selection_split"]) & (at["metric"] == at["selection_metric"])]
-    chosen_on = chosen_on.assign(score=chosen_on["score"].where(chosen_on["metric"] != LOSS, -chosen_on["score"]))
+    lower = chosen_on["metric"].isin(LOWER_IS_BETTER)
+    chosen_on = chosen_on.assign(score=chosen_on["score"].where(~lower, -chosen_on["score"]))
     order = chosen_on.sort_values(["score", "method_params", "seed", "run_id"], ascending=[False, True, True, True])
     return order.drop_duplicates(GROUP)
 

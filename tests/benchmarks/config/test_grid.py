@@ -14,7 +14,7 @@ from peft_bench.config.kinds import writes_text
 from peft_bench.config.multirun import expand, load_sweep
 from peft_bench.config.schema import CONF_DIR
 from peft_bench.report.main import main
-from peft_bench.report.pages.micro import grid_tables
+from peft_bench.report.table import read_tables
 from peft_bench.report.tuning import chosen_rates
 from peft_methods.attach import attach
 
@@ -100,7 +100,7 @@ def test_a_grid_run_reaches_its_table(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "tables" / "grid_generation.md").exists()
     cells = pd.read_csv(tmp_path / "tables" / "grid_text_to_text.csv")
     assert set(cells["experiment"]) == {
-        row.experiment for t in grid_tables() if t.name == "grid_text_to_text" for row in t.rows
+        row.experiment for t in read_tables("micro") if t.name == "grid_text_to_text" for row in t.rows
     }
     capsys.readouterr()
 

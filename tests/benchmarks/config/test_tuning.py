@@ -1,5 +1,7 @@
 """Which learning rate a tuning sweep chooses."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
@@ -7,13 +9,13 @@ from peft_bench.config.compose import choices
 from peft_bench.config.many import compose_all
 from peft_bench.config.multirun import expand, load_sweep
 from peft_bench.config.schema import CONF_DIR
+from peft_bench.records.made import made_record
 from peft_bench.records.schema import Record
-from peft_bench.report.pages.curves import CURVES
-from peft_bench.report.pages.micro import MICRO_TABLES
-from peft_bench.report.pages.texts import E2E_MICRO_ROWS, XSUM_MICRO_ROWS
+from peft_bench.records.store import write_record
+from peft_bench.report.pages.curves import read_curves
 from peft_bench.report.rows import frame_of
-from peft_bench.report.tuning import chosen_rates, runs_table
-from peft_bench.studies.report_overhead import made_record
+from peft_bench.report.table import read_tables
+from peft_bench.report.tuning import chosen_rates, main, runs_table
 
 LORA = "lora/table2_roberta_base_lora"
 
@@ -73,11 +75,19 @@ def test_the_committed_rates_of_prompt_tuning_are_those_that_won():
     assert found == set(chosen)
 
 
+def test_the_verb_prints_the_rates_and_writes_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for record in (run("sst2", 1e-2, 0.8), run("sst2", 1e-3, 0.9)):
+        write_record(tmp_path, record)
+    assert main([str(tmp_path), "--runs", str(tmp_path / "runs.csv")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == [LORA, "0.9", "0.8", "0.001"]
+    assert pd.read_csv(tmp_path / "runs.csv")["score"].tolist() == [0.9, 0.8]
+
+
 @pytest.mark.parametrize("sweep", ["quickstart", "micro"])
 def test_the_micro_sweeps_make_the_rows_of_the_micro_tables_and_no_others(sweep: str):
     jobs = [job for line in load_sweep(sweep) for job in expand(line)]
     made = {word.removeprefix("experiment=") for job in jobs for word in job if word.startswith("experiment=")}
-    assert made == {row.experiment for table in MICRO_TABLES for row in table.rows}
+    assert made == {row.experiment for table in read_tables("micro") if not table.folder for row in table.rows}
 
 
 def test_an_empty_folder_is_named():
@@ -87,10 +97,9 @@ def test_an_empty_folder_is_named():
 
 def test_every_trained_row_of_a_micro_table_has_its_file_of_the_scale_and_every_file_its_row():
     """Hydra skips a misnamed optional file without a word, and the trainer's default rate would take its place."""
-    rows = {row.experiment for table in MICRO_TABLES for row in table.rows} | {
-        row.experiment for row in (*E2E_MICRO_ROWS, *XSUM_MICRO_ROWS)
-    }
-    rows |= {experiment for curve in CURVES for experiment in curve.experiments}
+    tables = [table for table in (*read_tables("micro"), *read_tables("texts")) if table.scale == "micro"]
+    rows = {row.experiment for table in tables if not table.folder for row in table.rows}
+    rows |= {experiment for curve in read_curves() for experiment in curve.experiments}
     rows |= {f"prompt_tuning/{name}" for name in choices("experiment/prompt_tuning")}
     trained = rows - {"controls/majority", "controls/bag_of_words"}
     folder = CONF_DIR / "at" / "micro"

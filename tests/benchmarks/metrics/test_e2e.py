@@ -12,7 +12,8 @@ from sacrebleu.metrics.bleu import BLEU
 
 from peft_bench.cli import main
 from peft_bench.metrics import e2e
-from peft_bench.metrics.e2e import E2EMetric, bleu, nist, score_texts
+from peft_bench.metrics.as_evaluate import as_evaluate
+from peft_bench.metrics.e2e import TEXT_METRICS, bleu, nist, score_texts
 from peft_bench.metrics.ptb import java_tokens, plain_tokens, ptb_tokenize
 
 FIXTURES = Path(__file__).resolve().parents[4] / "shared" / "references" / "e2e_metric_fixtures"
@@ -98,7 +99,7 @@ def test_other_text_goes_to_stanfords_program():
 
 @needs_java
 def test_as_an_evaluate_metric():
-    found = E2EMetric().compute(predictions=PREDICTIONS, references=REFERENCES)
+    found = as_evaluate(*TEXT_METRICS).compute(predictions=PREDICTIONS, references=REFERENCES)
     assert found == score_texts(PREDICTIONS, REFERENCES)
     assert all(0 < value < 10 for value in found.values())
 

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from peft_bench.config.metrics import metric, metrics_of
+from peft_bench.metrics.as_evaluate import as_evaluate
 from peft_bench.metrics.labels import METRICS, score
 
 PREDICTED = np.array([1, 1, 1, 0, 0, 1, 0, 1, 0, 0, 1])
@@ -53,7 +55,7 @@ def spearman(p, y):
 
 
 FORMULAS = {f.__name__: f for f in (accuracy, f1, macro_f1, matthews_correlation, pearson, spearman)}
-INPUTS = {name: (NUMBERS, TARGETS) if METRICS[name].regression else (PREDICTED, TRUE) for name in METRICS}
+INPUTS = {name: (NUMBERS, TARGETS) if metric(name).of == "values" else (PREDICTED, TRUE) for name in METRICS}
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -62,7 +64,7 @@ def test_score_and_compute_equal_the_formula(name):
     expected = FORMULAS[name](predictions.tolist(), references.tolist())
     assert 0 < abs(expected) < 1
     assert score(name, predictions, references) == pytest.approx(expected, abs=1e-12)
-    computed = METRICS[name]().compute(predictions=predictions, references=references)
+    computed = as_evaluate(name).compute(predictions=predictions, references=references)
     assert computed == {name: pytest.approx(expected, abs=1e-12)}
 
 
@@ -70,7 +72,7 @@ def test_score_and_compute_equal_the_formula(name):
 def test_the_ends_of_the_range(name):
     references = INPUTS[name][1]
     assert score(name, references, references) == pytest.approx(1.0)
-    worst = -references if METRICS[name].regression else 1 - references
+    worst = -references if metric(name).of == "values" else 1 - references
     assert score(name, worst, references) == pytest.approx(0.0 if name in ("accuracy", "f1", "macro_f1") else -1.0)
 
 
@@ -124,8 +126,30 @@ def test_unknown_metric():
 
 
 def test_nothing_is_written(tmp_path):
-    metric = METRICS["accuracy"](cache_dir=str(tmp_path))
-    metric.add_batch(predictions=[0, 1], references=[0, 0])
-    metric.add(prediction=1, reference=1)
-    assert metric.compute() == {"accuracy": pytest.approx(2 / 3)}
+    module = as_evaluate("accuracy", "f1")
+    module = type(module)(module.names, cache_dir=str(tmp_path))
+    module.add_batch(predictions=[0, 1], references=[0, 0])
+    module.add(prediction=1, reference=1)
+    assert module.compute() == {"accuracy": pytest.approx(2 / 3), "f1": pytest.approx(2 / 3)}
     assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["loss"], r"no metric 'loss' of predictions and references; expected one of accuracy"),
+        (["accuracy", "bleu"], "compares classes, e2e; expected one kind"),
+    ],
+)
+def test_a_module_of_what_cannot_be_compared_is_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        as_evaluate(*names)
+
+
+def test_the_table_says_where_a_metric_is_computed_and_what_is_better():
+    assert set(METRICS) == {*metrics_of("classes", "values")}
+    assert metric("loss").better(0.5, than=0.6)
+    assert not metric("accuracy").better(0.5, than=0.6)
+    assert not metric("accuracy").better(math.nan, than=None)
+    assert (metric("loss").best([0.5, 0.6]), metric("f1").best([0.5, 0.6])) == (0.5, 0.6)
+    assert (metric("nist").unit, metric("bleu").unit, metric("a server's score").unit) == (1.0, 100.0, 100.0)

@@ -9,24 +9,40 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from peft_bench.records.made import made_record
 from peft_bench.records.schema import Record
 from peft_bench.records.store import write_record
 from peft_bench.report.main import main
+from peft_bench.report.page import Inputs, Page
+from peft_bench.report.pages import tables
 from peft_bench.report.pages.calibration import calibration
-from peft_bench.report.pages.micro import MICRO_TABLES, micro_page, micro_table
-from peft_bench.report.pages.small import small_page, small_table
-from peft_bench.report.reference import TABLES
+from peft_bench.report.reference import paper_tables, read_reference
 from peft_bench.report.rows import frame_of
-from peft_bench.studies.report_overhead import made_record
+from peft_bench.report.rules.comparability import swept
+from peft_bench.report.table import Table, read_tables, table_cells
 from peft_bench.sweeps import status
 
+MICRO_TABLES = [table for table in read_tables("micro") if not table.folder]
 HOULSBY, LORA = MICRO_TABLES
+REFERENCE = read_reference()
 FULL, SWEEP, ADAPTERS = (
     "houlsby2019/table1_full",
     "houlsby2019/table1_adapters_8_256",
     "houlsby2019/table1_adapters_64",
 )
 TASKS = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"]
+
+
+def micro_table(frame: pd.DataFrame, table: Table) -> pd.DataFrame:
+    return table_cells(frame, table, "paper", swept(REFERENCE))
+
+
+def micro_page(cells: pd.DataFrame, table: Table) -> str:
+    return tables.table_page(cells, table, table.title, swept(REFERENCE))
+
+
+def small_pages(frame: pd.DataFrame) -> list[Page]:
+    return [page for page in tables.pages(Inputs(frame, REFERENCE)) if page.name == "small"]
 
 
 def cells_of(records: Sequence[Record]) -> pd.DataFrame:
@@ -188,12 +204,12 @@ def test_the_small_table_holds_whatever_is_there() -> None:
     lora, head = "lora/table2_roberta_base_lora", "controls/roberta_head_only"
     records = [made_record(lora, "mrpc", 0, 0.85, **more), made_record(lora, "cola", 0, 0.4, **more)]
     records += [made_record(head, "mrpc", 0, 0.7, **more)]
-    page = small_page(small_table(frame_of(records)))
+    page = small_pages(frame_of(records))[0].text
     lines = [[part.strip() for part in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
     assert lines[0][2:] == ["CoLA", "MRPC acc", "MRPC F1"]
     assert lines[2][2:] == ["—", "70.0", "70.0"]
     assert lines[3] == [f"{lora} (minilm_l6)", "8,448", "40.0", "85.0", "85.0"]
-    assert small_table(frame_of([])).empty
+    assert small_pages(frame_of([])) == []
 
 
 def test_report_on_an_empty_folder_writes_holes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,7 +224,11 @@ def test_report_on_an_empty_folder_writes_holes(tmp_path: Path, capsys: pytest.C
     )
     assert written == sorted(
         ["README.md"]
-        + [f"{name}.{kind}" for name in (*TABLES, *written_in_texts) for kind in ("md", "csv")]
+        + [
+            f"{name}.{kind}"
+            for name in (*(table.name for table in paper_tables()), *written_in_texts)
+            for kind in ("md", "csv")
+        ]
         + [f"{table.name}.{kind}" for table in MICRO_TABLES for kind in ("md", "csv")]
     )
     assert str(tmp_path / "tables" / "README.md") in capsys.readouterr().out

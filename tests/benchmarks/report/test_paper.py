@@ -8,15 +8,21 @@ import pandas as pd
 import pytest
 
 from peft_bench.config.compose import compose_run, task_choice
+from peft_bench.records.made import made_record
 from peft_bench.records.schema import Record
-from peft_bench.report.main import write_tables
-from peft_bench.report.pages import paper, paper_page, parameters
-from peft_bench.report.reference import TABLES, Reference, read_reference
+from peft_bench.report.main import index, make_pages, write_pages
+from peft_bench.report.page import Inputs
+from peft_bench.report.pages import paper, parameters
+from peft_bench.report.reference import Reference, paper_tables, read_reference
 from peft_bench.report.rows import frame_of
 from peft_bench.report.rules.selection import RULES
-from peft_bench.studies.report_overhead import made_record
 
 LORA = "lora/table2_roberta_base_lora"
+TABLES = {table.name: table for table in paper_tables()}
+
+
+def beside_paper(frame: pd.DataFrame, name: str, reference: Reference, settings: str = "paper") -> pd.DataFrame:
+    return paper.beside_paper(frame, TABLES[name], reference, settings)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +103,7 @@ def test_printed_totals_of_houlsby_are_not_the_means_of_their_columns(reference:
 
 
 def test_a_comparable_cell_gets_its_difference(reference: Reference) -> None:
-    table = paper.beside_paper(frame_of(five(reference, "rte")), "lora_table2", reference)
+    table = beside_paper(frame_of(five(reference, "rte")), "lora_table2", reference)
     rte = cell(table, "RTE")
     assert (rte["printed"], rte["seeds"], rte["reason"]) == (86.6, 5, "")
     assert rte["ours"] == pytest.approx(87.0)  # the median
@@ -110,7 +116,7 @@ def test_mnli_is_compared_on_the_matched_set(reference: Reference) -> None:
     for record in records:
         for score in record["scores"]:
             score["score"] = {"validation_matched": 0.87, "validation_mismatched": 0.5}[score["split"]]
-    mnli = cell(paper.beside_paper(frame_of(records), "lora_table2", reference), "MNLI")
+    mnli = cell(beside_paper(frame_of(records), "lora_table2", reference), "MNLI")
     assert mnli["ours"] == pytest.approx(87.0)
     assert mnli["difference"] == pytest.approx(-0.5)
 
@@ -118,10 +124,10 @@ def test_mnli_is_compared_on_the_matched_set(reference: Reference) -> None:
 def test_our_average_needs_every_column(reference: Reference) -> None:
     tasks = ["mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb"]
     records = [record for task in tasks for record in five(reference, task, scores=(0.9,) * 5)]
-    average = cell(paper.beside_paper(frame_of(records), "lora_table2", reference), "Avg")
+    average = cell(beside_paper(frame_of(records), "lora_table2", reference), "Avg")
     assert (average["ours"], average["difference"]) == pytest.approx((90.0, 2.8))
     without_one = [record for record in records if record["task"] != "cola"]
-    average = cell(paper.beside_paper(frame_of(without_one), "lora_table2", reference), "Avg")
+    average = cell(beside_paper(frame_of(without_one), "lora_table2", reference), "Avg")
     assert pd.isna(average["ours"])
     assert average["reason"] == "not comparable (some column is not)"
 
@@ -181,7 +187,7 @@ REFUSALS: list[tuple[str, Callable[[Reference], list[Record]], bool]] = [
 def test_no_difference_without_comparability(
     reference: Reference, reason: str, runs: Callable[[Reference], list[Record]], shown: bool
 ) -> None:
-    rte = cell(paper.beside_paper(frame_of(runs(reference)), "lora_table2", reference), "RTE")
+    rte = cell(beside_paper(frame_of(runs(reference)), "lora_table2", reference), "RTE")
     assert rte["reason"].startswith(reason)
     assert pd.isna(rte["difference"])
     assert bool(rte["run_ids"]) == shown
@@ -189,7 +195,7 @@ def test_no_difference_without_comparability(
 
 def test_micro_and_small_runs_never_reach_a_papers_table(reference: Reference) -> None:
     records = five(reference, "rte", scale="micro") + five(reference, "cola", scale="small")
-    table = paper.beside_paper(frame_of(records), "lora_table2", reference)
+    table = beside_paper(frame_of(records), "lora_table2", reference)
     assert table["ours"].isna().all()
     assert cell(table, "RTE")["reason"].startswith("not run")
 
@@ -197,23 +203,23 @@ def test_micro_and_small_runs_never_reach_a_papers_table(reference: Reference) -
 def test_houlsbys_numbers_are_of_the_test_server(reference: Reference) -> None:
     experiment = "houlsby2019/table1_adapters_64"
     more: dict[str, Any] = {"experiment": experiment, "backbone": "bert_large_uncased"}
-    on_dev = paper.beside_paper(frame_of(five(reference, "mrpc", **more)), "houlsby2019_table1", reference)
+    on_dev = beside_paper(frame_of(five(reference, "mrpc", **more)), "houlsby2019_table1", reference)
     mrpc = cell(on_dev, "MRPC", experiment)
     assert (mrpc["reason"], mrpc["split"]) == ("not comparable (test server split)", "validation")
     assert mrpc["ours"] == pytest.approx(89.0)  # the best run on validation
     # MRPC's test labels are public: the one test split that can be scored
     both = five(reference, "mrpc", splits=("train", "validation", "test"), **more)
-    mrpc = cell(paper.beside_paper(frame_of(both), "houlsby2019_table1", reference), "MRPC", experiment)
+    mrpc = cell(beside_paper(frame_of(both), "houlsby2019_table1", reference), "MRPC", experiment)
     assert (mrpc["reason"], mrpc["split"]) == ("", "test")
     assert mrpc["difference"] == pytest.approx(-0.6)
-    qnli = paper.beside_paper(frame_of(five(reference, "qnli", **more)), "houlsby2019_table1", reference)
+    qnli = beside_paper(frame_of(five(reference, "qnli", **more)), "houlsby2019_table1", reference)
     assert cell(qnli, "QNLI", experiment)["reason"] == "not comparable (QNLI version 1 in the paper, 2 here)"
 
 
 def test_copied_rows_and_unclear_splits_are_not_compared(reference: Reference) -> None:
     bitfit, full = "lora/table2_roberta_base_bitfit", "lora/table2_roberta_base_full"
     records = five(reference, "mrpc", experiment=bitfit) + five(reference, "mnli", experiment=full)
-    table = paper.beside_paper(frame_of(records), "lora_table2", reference)
+    table = beside_paper(frame_of(records), "lora_table2", reference)
     mrpc = cell(table, "MRPC", bitfit)
     assert mrpc["likely_metric"] == "f1"
     assert "seeds and selection are not known" in mrpc["reason"]
@@ -223,20 +229,21 @@ def test_copied_rows_and_unclear_splits_are_not_compared(reference: Reference) -
 
 def test_script_settings_are_apart_from_the_papers(reference: Reference, tmp_path: Path) -> None:
     frame = frame_of(five(reference, "rte", settings="script"))
-    assert cell(paper.beside_paper(frame, "lora_table2", reference), "RTE")["reason"].startswith("not run")
-    assert cell(paper.beside_paper(frame, "lora_table2", reference, "script"), "RTE")["reason"] == ""
-    pages = write_tables(frame, reference, None, tmp_path)
-    assert pages == []
+    assert cell(beside_paper(frame, "lora_table2", reference), "RTE")["reason"].startswith("not run")
+    assert cell(beside_paper(frame, "lora_table2", reference, "script"), "RTE")["reason"] == ""
+    pages = make_pages(Inputs(frame, reference))
+    write_pages(pages, tmp_path)
+    assert not [page for page in pages if page.on_screen]
     assert "+0.4" in (tmp_path / "lora_table2_script.md").read_text()
     assert "+0.4" not in (tmp_path / "lora_table2.md").read_text()
-    assert "(script settings)](lora_table2_script.md)" in (tmp_path / "README.md").read_text()
+    assert "(script settings)](lora_table2_script.md)" in index(frame, pages, [])
 
 
 def test_the_page_shows_printed_ours_difference_and_reasons(reference: Reference) -> None:
     records = five(reference, "rte") + five(reference, "sst2", flags=("one_class_predictions",))
     records += five(reference, "cola", scores=(0.6, 0.61))
-    table = paper.beside_paper(frame_of(records), "lora_table2", reference)
-    text = paper_page.paper_page(table, "lora_table2", "")
+    table = beside_paper(frame_of(records), "lora_table2", reference)
+    text = paper.paper_page(table, TABLES["lora_table2"], "", "")
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({len(line) for line in lines}) == 1  # aligned
     assert len(lines) == 2 + 14 * 2 + 1
@@ -254,17 +261,19 @@ def test_the_page_shows_printed_ours_difference_and_reasons(reference: Reference
 
 
 def test_counts_stand_beside_the_printed_ones(reference: Reference) -> None:
-    uncounted = parameters.beside_printed(reference, "lora_table2", None)
+    uncounted = parameters.beside_printed(reference, TABLES["lora_table2"], None)
     assert uncounted["ours"].isna().all()
     assert "run `peft-bench params`" in parameters.parameters_markdown(uncounted)
     figures = [("lora/table2_roberta_base_lora", "0.3M", "0.3M", "yes", 294912, 294912, 887811)]
     counts = pd.DataFrame(figures, columns=[*parameters._KEY, *parameters._COUNTED])
-    counted = parameters.beside_printed(reference, "lora_table2", counts)
+    counted = parameters.beside_printed(reference, TABLES["lora_table2"], counts)
     assert counted["ours"].notna().sum() == 1
     assert "|    0.3M |    0.3M |    yes | 294,912 | 294,912 |   887,811 |".replace(" ", "") in (
         parameters.parameters_markdown(counted).replace(" ", "")
     )
-    assert len(parameters.beside_printed(reference, "houlsby2019_table1", None)) == 6  # share and total of three rows
+    assert (
+        len(parameters.beside_printed(reference, TABLES["houlsby2019_table1"], None)) == 6
+    )  # share and total of three rows
 
 
 def test_a_missing_reference_file_is_named(tmp_path) -> None:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from peft_bench.records.made import made_record
 from peft_bench.records.schema import Record
 from peft_bench.report.rows import frame_of
 from peft_bench.report.rules.conflicts import conflicts
@@ -22,7 +23,6 @@ from peft_bench.report.rules.selection import (
     median_over_seeds_of_last_epoch,
 )
 from peft_bench.report.rules.statistics import summarize
-from peft_bench.studies.report_overhead import made_record
 
 LORA = "lora/table2_roberta_base_lora"
 SWEEP = "houlsby2019/table1_adapters_8_256"
@@ -149,7 +149,7 @@ def test_every_rule_bears_its_name_and_an_empty_frame(name: str) -> None:
 
 
 def causes(*records: Record) -> list[str]:
-    return [str(conflict) for conflict in conflicts(frame_of(list(records)))]
+    return [str(conflict) for conflict in conflicts(frame_of(list(records)), swept={SWEEP})]
 
 
 def test_runs_that_belong_together_are_no_conflict() -> None:
@@ -157,7 +157,7 @@ def test_runs_that_belong_together_are_no_conflict() -> None:
     sweep = [sized(dim, seed, 0.8, 0.8) for dim in (8, 64) for seed in range(2)]
     scratch = [
         made_record("controls/bert_scratch", "rte", seed, 0.8)
-        | {"backbone": {"name": "micro_bert", "stands_for": "", "published": False, "sha256": str(seed)}}
+        | {"backbone": {"name": "micro_bert", "stands_for": "", "published": False, "sha256": "random"}}
         for seed in range(2)
     ]
     failed = made_record(LORA, "rte", 0, None, failed="diverged", trainer={"learning_rate": 1.0})

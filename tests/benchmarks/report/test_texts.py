@@ -8,17 +8,19 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from peft_bench.report.pages.claims import PAPERS, judge, overall, read_claims
-from peft_bench.report.pages.curves import CURVES, curve_page, curve_points, draw
+from peft_bench.report.layouts import read_layouts
+from peft_bench.report.pages.claims import judge, overall, read_claims, read_papers
+from peft_bench.report.pages.curves import curve_page, curve_points, draw, read_curves
 from peft_bench.report.pages.e2e_gap import effects, gap_page
-from peft_bench.report.pages.texts import E2E_COLUMNS, E2E_MICRO_ROWS, text_cells, text_page
-from peft_bench.report.pages.texts import TABLES as TEXT_TABLES
-from peft_bench.report.pages.worth import worth_page, worth_table
-from peft_bench.report.reference import DIRECTORY, TABLES, read_reference
+from peft_bench.report.pages.tables import table_page
+from peft_bench.report.pages.worth import Worth, worth_page, worth_table
+from peft_bench.report.reference import DIRECTORY, read_reference
 from peft_bench.report.render import points
-from peft_bench.report.rows import ResultRow, as_frame
+from peft_bench.report.rows import COLUMNS, ResultRow, typed
+from peft_bench.report.table import read_tables, table_cells
 from peft_bench.studies.e2e_gap import main as errata
 
+(WORTH,) = read_layouts("worth", Worth)
 NO: dict[str, Any] = {field.name: None for field in dataclasses.fields(ResultRow)}
 
 
@@ -36,6 +38,10 @@ def row(experiment: str, seed: int, metric: str, score: float, **fields: Any) ->
     )  # fmt: skip
 
 
+def as_frame(rows: list[ResultRow]) -> pd.DataFrame:
+    return typed([dataclasses.asdict(row) for row in rows], COLUMNS)
+
+
 def test_scores_are_printed_in_the_papers_units():
     assert points(0.6821, "bleu") == "68.2"
     assert points(8.8149, "nist") == "8.81"
@@ -46,21 +52,20 @@ def test_scores_are_printed_in_the_papers_units():
 def test_the_e2e_table_has_a_hole_where_no_run_is():
     rows = [row("prefix_tuning/table4_prefix", seed, "bleu", 0.7 + seed / 100) for seed in range(3)]
     rows += [row("prefix_tuning/table4_prefix", seed, "nist", 9.0 + seed) for seed in range(3)]
-    table = next(table for table in TEXT_TABLES if table.name == "micro_e2e")
-    cells = text_cells(as_frame(rows), table)
-    assert len(cells) == len(E2E_MICRO_ROWS) * len(E2E_COLUMNS)
-    text = text_page(cells, table)
+    table = next(table for table in read_tables("texts") if table.name == "micro_e2e")
+    cells = table_cells(as_frame(rows), table, "paper", swept=())
+    assert len(cells) == len(table.rows) * len(table.columns)
+    text = table_page(cells, table, table.title, frozenset())
     (line,) = (line for line in text.split("\n") if line.startswith("| PREFIX"))
     half = stats.t.ppf(0.975, 2) * np.std([0, 1, 2], ddof=1) / 3**0.5
     assert f"71.0 ±{half:.1f}" in line
     assert f"10.00 ±{half:.2f}" in line
-    assert line.count("—") == len(E2E_COLUMNS) - 2
+    assert line.count("—") == len(table.columns) - 2
 
 
 @pytest.mark.parametrize("name", ["prefix_e2e", "prefix_e2e_acl", "lora_table3"])
 def test_printed_e2e_values_are_all_there(name):
     table = read_reference().tables[name]
-    assert name in TABLES
     assert (table.groupby(["row", "printed_params"]).size() == 5).all()
     values = table.set_index(["row", "column"])["value"].to_dict()
     expected = {
@@ -79,7 +84,7 @@ def test_a_curve_has_a_point_per_length_and_counts_failures():
         for metric in ("bleu", "loss")
     ]
     failed = dataclasses.replace(rows[0], run_id="f", status="failed", seed=3, score=None, split=None, metric=None)
-    (curve,) = (curve for curve in CURVES if curve.name == "prefix_length")
+    (curve,) = (curve for curve in read_curves() if curve.name == "prefix_length")
     table = curve_points(as_frame([*rows, failed]), curve, "micro")
     of_bleu = table[table["metric"] == "bleu"]
     assert of_bleu["x"].tolist() == [1, 5, 10]
@@ -104,7 +109,7 @@ def test_a_curve_borrows_the_points_that_it_lacks_and_no_others():
             ("prompt_tuning/size", 20, 0.8),
         )
     ]
-    (curve,) = (curve for curve in CURVES if curve.name == "prompt_length")
+    (curve,) = (curve for curve in read_curves() if curve.name == "prompt_length")
     table = curve_points(as_frame(rows), curve, "micro")
     assert dict(zip(table["series"], table["mean"], strict=True)) == pytest.approx({1: 0.5, 5: 0.6, 20: 0.8})
     assert (table["n"] == 3).all()
@@ -166,22 +171,22 @@ def test_what_a_setting_is_worth_is_the_difference_of_one_change():
         for name, (scores, fields) in settings.items()
         for seed, score in enumerate(scores)
     ]
-    table = worth_table(as_frame(rows), "micro")
+    table = worth_table(as_frame(rows), WORTH)
     assert table[["setting", "otherwise"]].to_numpy().tolist() == [["rows", "1"]]
     line = table.to_dict("records")[0]
     welch = stats.ttest_ind(short, published, equal_var=False).confidence_interval()
     assert line["difference"] == pytest.approx(np.mean(short) - np.mean(published))
     assert (line["difference_low"], line["difference_high"]) == pytest.approx((welch.low, welch.high))
     half = stats.t.ppf(0.975, 2) * np.std(short, ddof=1) / 3**0.5
-    assert f"25.0 ±{100 * half:.1f}" in worth_page(table, "micro", "")
+    assert f"25.0 ±{100 * half:.1f}" in worth_page(table, WORTH, "")
     rows += [
         row("prompt_tuning/optimizer", seed, "accuracy", 0.78, task="sst2", optimizer="adafactor", learning_rate=0.3)
         for seed in range(3)
     ]
-    assert worth_table(as_frame(rows), "micro")["otherwise"].tolist() == ["1", "AdamW 0.3"]
-    assert worth_table(as_frame(rows[:2]), "micro").empty
+    assert worth_table(as_frame(rows), WORTH)["otherwise"].tolist() == ["1", "AdamW 0.3"]
+    assert worth_table(as_frame(rows[:2]), WORTH).empty
     other = row("prompt_tuning/length", 3, "accuracy", 0.3, task="sst2", learning_rate=3.0, **large | {"length": 1})
-    assert worth_table(as_frame([*rows, other]), "micro")["otherwise"].tolist() == ["AdamW 0.3"], "no mean of two rates"
+    assert worth_table(as_frame([*rows, other]), WORTH)["otherwise"].tolist() == ["AdamW 0.3"], "no mean of two rates"
 
 
 def test_fewer_seeds_than_announced_are_no_result():
@@ -212,7 +217,7 @@ def test_a_term_takes_the_runs_of_one_setting_and_a_seed_its_mean_over_tasks():
 
 
 def test_what_a_backbone_was_pretrained_to_do_is_a_line_of_its_curve():
-    (curve,) = (curve for curve in CURVES if curve.name == "prompt_pretraining")
+    (curve,) = (curve for curve in read_curves() if curve.name == "prompt_pretraining")
     rows = [
         dataclasses.replace(
             row(curve.experiments[0], seed, metric, score + seed / 100),
@@ -231,7 +236,7 @@ def test_what_a_backbone_was_pretrained_to_do_is_a_line_of_its_curve():
     assert b"span corruption + sentinel" in draw(table, curve, "micro")
 
 
-@pytest.mark.parametrize("name", [claims.name for claims in PAPERS])
+@pytest.mark.parametrize("name", [claims.name for claims in read_papers()])
 def test_every_claim_can_be_read_and_names_experiments_that_exist(name: str):
     from peft_bench.config.compose import choices
 

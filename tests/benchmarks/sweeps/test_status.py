@@ -2,8 +2,8 @@
 
 from peft_bench.records.files import write_files
 from peft_bench.records.leases import claim_runs
+from peft_bench.records.made import made_record
 from peft_bench.records.store import record_path, write_record
-from peft_bench.studies.report_overhead import made_record
 from peft_bench.sweeps.status import main, states_by_experiment
 
 FULL = "houlsby2019/table1_full"

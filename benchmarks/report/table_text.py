@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from ..render import HOLE, bullets, count, markdown_table, points
-from ..rules.selection import SEARCHED, is_swept
-from .grid import AVERAGE
-
-MARKS = {
-    "one_class_predictions": ("ᶜ", "a run predicts one class throughout"),
-    "parameters_did_not_move": ("ᵐ", "a run's trained tensors did not move"),
-    "nan_loss": ("ⁿ", "a run's loss was NaN"),
-    "one_text_throughout": ("ᵗ", "a run writes the same text for every input"),
-    "outputs_cut_off": ("ᵉ", "some output of a run came to no end and was cut off"),
-    "fewer_examples": ("ˡ", "some question had no room for all examples before it"),
-    "questions_cut_off": ("ᵏ", "some question had no room even without examples and lost words"),
-    "illegal_answers": ("ⁱ", "a run gives answers that are no label"),
-    "not_scored_without_java": ("ʲ", "METEOR of a run was not computed: no Java"),
-}
-OTHER_MARK = "ˣ"
-# What a control does by construction is no finding.
-EXPECTED = {("controls/majority", "one_class_predictions"), ("controls/majority", "parameters_did_not_move")}
+from .marks import mark, marks_legend
+from .render import HOLE, bullets, count, markdown_table, points
+from .rules.selection import SEARCHED
+from .table import AVERAGE, Table
 
 
-def grid_markdown(table: pd.DataFrame, notes: Sequence[str] = ()) -> str:
-    """The table of `grid`, its legend and `notes`."""
-    expected = int(table["seeds"].max())
+def table_markdown(cells: pd.DataFrame, table: Table, swept: Collection[str]) -> str:
+    """The table of `table_cells`, its legend and its notes."""
+    seeds = int(cells["seeds"].max())
+    cells = cells.assign(flags=[_flags(cell, table) for cell in cells.to_dict("records")])
     lines = []
-    for _, of_row in table.groupby("row", sort=False):
-        cells = of_row.to_dict("records")
-        lines.append([str(cells[0]["row"]), _params(cells), *(cell_text(cell, expected) for cell in cells)])
-    header = ["", "trained", *table["column"].drop_duplicates()]
-    return "\n\n".join([_seeds(expected), markdown_table(header, lines), bullets([*_legend(table), *notes])])
+    for label, of_row in cells.groupby("row", sort=False):
+        in_row = of_row.to_dict("records")
+        lines.append([str(label), _params(in_row), *(_cell_text(cell, seeds) for cell in in_row)])
+    header = ["", "trained", *cells["column"].drop_duplicates()]
+    legend = [*_legend(cells), *_departures(cells, swept), *table.notes]
+    return "\n\n".join([_seeds(seeds), markdown_table(header, lines), bullets(legend)])
 
 
-def cell_text(cell: Mapping[Any, Any], expected: int) -> str:
+def _flags(cell: Mapping[Any, Any], table: Table) -> list[str]:
+    """What is suspicious about its runs, but for what their experiment does by construction."""
+    expected = table.expected.get(cell["experiment"], ())
+    return [flag for flag in str(cell["flags"]).split() if flag not in expected]
+
+
+def _cell_text(cell: Mapping[Any, Any], expected: int) -> str:
     """One cell: score ± interval and marks; what is short of the table's number of seeds or runs says so."""
     if cell["state"] == "missing":
         return HOLE
@@ -49,7 +43,7 @@ def cell_text(cell: Mapping[Any, Any], expected: int) -> str:
     text = points(cell["score"], cell["metric"])
     if cell["high"] == cell["high"]:
         text += f" ±{points((cell['high'] - cell['low']) / 2, cell['metric'])}"
-    text += "".join(mark(flag)[0] for flag in _flags(cell))
+    text += "".join(mark(flag)[0] for flag in cell["flags"])
     if cell["column"] == AVERAGE:
         return text
     short = [f"n={cell['seeds']}"] if cell["seeds"] < expected else []
@@ -62,20 +56,6 @@ def _incomplete_sweep(cell: Mapping[Any, Any]) -> bool:
     return bool(cell["picked"] or cell["searched_of"] > cell["searched"] > cell["seeds"]) and (
         cell["searched"] < cell["searched_of"]
     )
-
-
-def _flags(cell: Mapping[Any, Any]) -> list[str]:
-    return [flag for flag in str(cell["flags"]).split() if (cell["experiment"], flag) not in EXPECTED]
-
-
-def mark(flag: str) -> tuple[str, str]:
-    """A flag of a run: its mark, and what it means."""
-    return MARKS.get(flag, (OTHER_MARK, flag.replace("_", " ")))
-
-
-def marks_legend(flags: Iterable[str]) -> list[str]:
-    """A line for each mark that is used."""
-    return [f"{sign} {meaning}." for sign, meaning in dict.fromkeys(mark(flag) for flag in flags)]
 
 
 def _params(cells: Sequence[Mapping[Any, Any]]) -> str:
@@ -94,32 +74,31 @@ def _seeds(expected: int) -> str:
     return f"{expected} seeds per cell (n = {expected}) unless a cell says otherwise; {spread}."
 
 
-def _legend(table: pd.DataFrame) -> list[str]:
-    states, legend = set(table["state"]), []
+def _legend(cells: pd.DataFrame) -> list[str]:
+    states, legend = set(cells["state"]), []
     if "missing" in states:
         averaged = f"; a row with a hole, a failed run or unequal numbers of seeds has no {AVERAGE}"
-        legend.append(f"{HOLE} not run{averaged if AVERAGE in set(table['column']) else ''}.")
+        legend.append(f"{HOLE} not run{averaged if AVERAGE in set(cells['column']) else ''}.")
     if "failed" in states:
         legend.append("failed (cause): no run of the cell finished.")
     if "conflict" in states:
         legend.append("conflict: the cell's runs do not belong together; the index names them.")
-    cells = table.to_dict("records")
-    legend += marks_legend(flag for cell in cells for flag in _flags(cell))
-    for label, of_row in table[table["picked"] != ""].groupby("row", sort=False):
+    legend += marks_legend(flag for flags in cells["flags"] for flag in flags)
+    for label, of_row in cells[cells["picked"] != ""].groupby("row", sort=False):
         picked = [f"{task} {picks.replace('bottleneck_dim ', '')}" for task, picks in _picks(of_row)]
         legend.append(f"{label}: picked on validation, {', '.join(picked)}.")
-    return legend + _departures(table)
+    return legend
 
 
-def _departures(table: pd.DataFrame) -> list[str]:
+def _departures(cells: pd.DataFrame, swept: Collection[str]) -> list[str]:
     """Runs whose command line changed their experiment's settings; what a sweep searches over is its setting."""
     rows: dict[str, list[str]] = {}
-    swept = is_swept(table)
-    for label, searched, text in zip(table["row"], swept, table["departures"], strict=True):
+    searched = cells["experiment"].isin(swept)
+    for label, of_sweep, text in zip(cells["row"], searched, cells["departures"], strict=True):
         for part in ("unknown",) if text is None else text.split("; "):
-            if part and not (searched and part.split()[0].rpartition(".")[2] in SEARCHED):
+            if part and not (of_sweep and part.split()[0].rpartition(".")[2] in SEARCHED):
                 rows.setdefault(part, []).append(label)
-    everyone = set(table["row"])
+    everyone = set(cells["row"])
     named = {part: "" if set(of) == everyone else f" ({', '.join(dict.fromkeys(of))})" for part, of in rows.items()}
     return [f"Not the experiments' own settings: {part}{labels}." for part, labels in named.items()]
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 
-from ..rules.conflicts import conflicts
-from ..rules.selection import (
+from ..config.schema import CONF_DIR
+from .layouts import read_layouts
+from .rules.conflicts import conflicts
+from .rules.selection import (
     GROUP,
     RUN,
     best_setting_on_validation_then_mean_over_seeds,
-    is_swept,
     mean_over_seeds_of_selected_checkpoint,
 )
 
@@ -37,42 +39,62 @@ class Column:
 
 
 @dataclass(frozen=True)
-class GridRow:
+class Row:
     """A row: one experiment."""
 
     label: str
     experiment: str
 
 
-def glue_columns(mrpc: str, stsb: str, qqp: str) -> list[Column]:
-    """The nine GLUE columns, with the metrics on which papers differ."""
-    return [
-        Column("CoLA", "cola", "matthews_correlation"),
-        Column("SST-2", "sst2", "accuracy"),
-        Column("MRPC", "mrpc", mrpc),
-        Column("STS-B", "stsb", stsb),
-        Column("QQP", "qqp", qqp),
-        Column("MNLI-m", "mnli", "accuracy", "_matched"),
-        Column("MNLI-mm", "mnli", "accuracy", "_mismatched"),
-        Column("QNLI", "qnli", "accuracy"),
-        Column("RTE", "rte", "accuracy"),
-    ]
+@dataclass(frozen=True)
+class Table:
+    """A table of ours (conf/table/micro.yaml, which says what its keys are)."""
+
+    name: str  # of its files
+    title: str
+    scale: str
+    about: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...] = ()
+    folder: str = ""
+    open: bool = False
+    split: str = "test"
+    notes: tuple[str, ...] = ()
+    listed: str = ""
+    average: bool = False
+    calibrated: bool = False
+    needs_runs: bool = False
+    expected: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by experiment
 
 
-def grid(
-    frame: pd.DataFrame, rows: Sequence[GridRow], columns: Sequence[Column], scale: str, settings: str, split: str
-) -> pd.DataFrame:
-    """One line per cell, in print order, then the row's average.
+def read_tables(page: str) -> list[Table]:
+    """The tables of conf/table/<page>.yaml, those of a folder with its experiments as rows."""
+    return [replace(table, rows=_rows_of(table.folder) or table.rows) for table in read_layouts(page, Table)]
 
-    Each run at the checkpoint its configuration selects; a cell is the mean over seeds on `split` ("test" or
-    "validation"), in a sweep that of the setting best on validation. `state` is done, missing, failed, conflict.
+
+def _rows_of(folder: str) -> tuple[Row, ...]:
+    files = (CONF_DIR / "experiment" / folder).glob("*.yaml") if folder else ()
+    names = sorted((file.stem for file in files), key=_natural)
+    return tuple(Row(name.replace("_", " "), f"{folder}/{name}") for name in names)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """q_r8 before q_r64."""
+    return [(int(part or 0), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def table_cells(frame: pd.DataFrame, table: Table, settings: str, swept: Collection[str]) -> pd.DataFrame:
+    """One line per cell, in print order, then the row's average if the table has one.
+
+    Each run at the checkpoint its configuration selects; a cell is the mean over seeds on the column's split, of a
+    `swept` experiment that of the setting best on validation. `state` is done, missing, failed, conflict.
     """
-    frame = frame[(frame["scale"] == scale) & (frame["settings"] == settings)]
-    frame = frame[frame["experiment"].isin([row.experiment for row in rows])]
-    swept = is_swept(frame)
+    frame = frame[(frame["scale"] == table.scale) & (frame["settings"] == settings)]
+    frame = frame[frame["experiment"].isin([row.experiment for row in table.rows])]
+    searched = frame["experiment"].isin(swept)
     parts = [
-        mean_over_seeds_of_selected_checkpoint(frame[~swept]),
-        best_setting_on_validation_then_mean_over_seeds(frame[swept]),
+        mean_over_seeds_of_selected_checkpoint(frame[~searched]),
+        best_setting_on_validation_then_mean_over_seeds(frame[searched]),
     ]
     cells = {
         (line["experiment"], line["task"], line["split"], line["metric"]): line
@@ -82,26 +104,26 @@ def grid(
     runs = frame.drop_duplicates(RUN)
     by_task = runs[runs["status"] == "failed"].groupby(["experiment", "task"])
     failed = {key: sorted(of_group["cause"]) for key, of_group in by_task}
-    refused = {(conflict.group[0], conflict.group[3]): conflict.cause for conflict in conflicts(frame)}
+    refused = {(conflict.group[0], conflict.group[3]): conflict.cause for conflict in conflicts(frame, swept)}
     most_searched = {
         experiment: int(of_experiment.groupby(GROUP).size().max())
         for experiment, of_experiment in runs[runs["status"] == "done"].groupby("experiment")
     }
     lines = []
-    for row in rows:
+    for row in table.rows:
         of_row = []
-        for column in columns:
+        for column in table.columns:
             key = (row.experiment, column.task)
-            cell = cells.get((*key, column.on(split), column.metric))
+            cell = cells.get((*key, column.on(table.split), column.metric))
             of_row.append(
-                _line(row, column, settings, split)
+                _line(row, column, settings, table.split)
                 | _content(cell, failed.get(key, []), refused.get(key), most_searched.get(row.experiment, 0))
             )
-        lines += [*of_row, _average(row, of_row, settings)]
+        lines += [*of_row, *([_average(row, of_row, settings)] if table.average else [])]
     return pd.DataFrame(lines)
 
 
-def _line(row: GridRow, column: Column, settings: str, split: str) -> dict[str, Any]:
+def _line(row: Row, column: Column, settings: str, split: str) -> dict[str, Any]:
     return {
         "row": row.label,
         "experiment": row.experiment,
@@ -141,7 +163,7 @@ def _content(
     return content | ({"state": "failed"} if failed else {})
 
 
-def _average(row: GridRow, cells: list[dict[str, Any]], settings: str) -> dict[str, Any]:
+def _average(row: Row, cells: list[dict[str, Any]], settings: str) -> dict[str, Any]:
     """The mean over tasks (MNLI's halves averaged first), only where every cell of the row has the same seeds and none
     of them failed."""
     content = _content(None, [], None, 0)

@@ -1,24 +1,14 @@
-"""How long a report takes: made-up records of realistic size, read and turned into all tables.
-
-python -m peft_bench.studies.report_overhead [RECORDS]     (default 10,000; prints seconds)
-"""
+"""A record that no run made: for the tests, and for timing the report."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import random
-import sys
-import tempfile
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from ..records.schema import SCHEMA, Record, check, tolerance_for
-from ..records.store import record_path
+from .schema import SCHEMA, Record, check, tolerance_for
 
-_TASKS: dict[str, list[str]] = {
+TASKS: dict[str, list[str]] = {
     "cola": ["matthews_correlation"],
     "sst2": ["accuracy"],
     "mrpc": ["accuracy", "f1"],
@@ -50,7 +40,7 @@ def made_record(
     epochs: int = 20,
     **changed: Any,
 ) -> Record:
-    """A record that no run made, for the bench and the tests: `score` on every test split and metric, `validation`
+    """A whole record: `score` on every test split and metric, `validation`
     (default: the same) on every validation split. `failed`: the kind of its cause. `changed`: top-level keys."""
     validation = score if validation is None else validation
     suffixes = ("_matched", "_mismatched") if task == "mnli" else ("",)
@@ -74,7 +64,7 @@ def made_record(
             "step": 63 * epoch,
             "train_loss": 0.69 / epoch,
             "learning_rate": 1e-3 / epoch,
-            "scores": {split: dict.fromkeys(_TASKS[task], value) for split, value in scored.items() if "val" in split},
+            "scores": {split: dict.fromkeys(TASKS[task], value) for split, value in scored.items() if "val" in split},
         }
         for epoch in range(1, epochs + 1)
     ]
@@ -107,13 +97,13 @@ def made_record(
         "selection": {
             "checkpoint": "best",
             "split": "validation_matched" if task == "mnli" else "validation",
-            "metric": _TASKS[task][0],
+            "metric": TASKS[task][0],
         },
         "scores": [
             {"split": split, "checkpoint": at, "epoch": 2.0, "metric": metric, "score": value, "n": sizes[split]}
             for split, value in scored.items()
             for at in ("best", "last")
-            for metric in _TASKS[task]
+            for metric in TASKS[task]
             if not failed
         ],
         "history": history,
@@ -144,59 +134,3 @@ def made_record(
     record |= changed
     check(record)
     return record  # type: ignore[return-value]
-
-
-def fill(results: Path, number: int) -> int:
-    """Write `number` records over the experiments of the micro tables; return their size in bytes."""
-    from ..report.pages.micro import MICRO_TABLES
-
-    experiments = dict.fromkeys(row.experiment for table in MICRO_TABLES for row in table.rows)
-    chance, written, size, seed = random.Random(0), 0, 0, 0
-    while written < number:
-        for experiment in experiments:
-            for task in _TASKS:
-                for dim in (8, 64, 256) if experiment.endswith("8_256") else (16,):
-                    if written == number:
-                        return size
-                    score = chance.gauss(0.8, 0.02)
-                    record = made_record(experiment, task, seed, score, method={"bottleneck_dim": dim})
-                    path = record_path(results, experiment, record["run_id"])
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    size += path.write_bytes(json.dumps(record, indent=1).encode())
-                    written += 1
-        seed += 1
-    return size
-
-
-def main(number: int) -> None:
-    """Print how long the states, the DataFrame and all tables of `number` records take."""
-    start = time.perf_counter()
-    from ..records.states import list_states
-    from ..report import main as report
-    from ..report.reference import read_reference
-    from ..report.rows import results_frame
-
-    imported = time.perf_counter() - start
-    with tempfile.TemporaryDirectory() as folder:
-        results = Path(folder)
-        size = fill(results, number)
-        marks = [_now()]
-        list_states(results)
-        marks.append(_now())
-        frame, _ = results_frame(results)
-        marks.append(_now())
-        report.write_tables(frame, read_reference(), None, results / "tables")
-        marks.append(_now())
-    print(f"{number:,} records of {size / number / 1000:.1f} kB, {len(frame):,} rows; imports took {imported:.2f} s")
-    steps = {"states from names": (0, 1), "to a DataFrame": (1, 2), "all tables": (2, 3), "in all": (0, 3)}
-    for step, (begin, end) in steps.items():
-        wall, core = (late - early for early, late in zip(marks[begin], marks[end], strict=True))
-        print(f"{step:18} {wall:6.2f} s, {core:6.2f} s of one core")
-
-
-def _now() -> tuple[float, float]:
-    return time.perf_counter(), time.process_time()  # on a busy machine the first says little
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)
