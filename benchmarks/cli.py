@@ -34,7 +34,7 @@ VERBS = {
                    "trainable-parameter counts beside the printed ones, from configurations alone"),
     "tuning": Verb("report.tuning:main", "read",
                    "which learning rate a tuning sweep chose: peft-bench tuning outputs/tuning"),
-    "score": Verb("studies.score:main", "measure",
+    "score": Verb("studies.score_files:main", "measure",
         "the five official scores of texts in files: peft-bench score e2e --predictions FILE --references FILE"),
     "latency": Verb("studies.latency:main", "measure",
                     "time of a forward pass, bytes stored and memory in training of the methods beside the backbone"),

@@ -28,7 +28,7 @@ from transformers.initialization import no_init_weights
 
 from ..config.kinds import kind_of
 from ..config.schema import BackboneConfig, ScaleConfig
-from .files import BackboneError, folder_of, stand_in, weights_digest
+from .folders import BackboneError, folder_of, stand_in, weights_digest
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from ..backbones.loading import untie_output_layer
 from ..micro.language import LANGUAGE_VERSION
 from .builders import DROPOUT
 from .objectives import validation_loss
+from .resume import Progress
 from .settings import PretrainConfig, described, documents, targets
-from .state import Progress
 
 # A remade backbone's validation loss may differ by this much (nats per predicted token) from the shipped one's: other
 # processors and library versions round differently, and thousands of steps amplify it. Two seeds here differ by less.

@@ -23,9 +23,9 @@ from .folder import PretrainReport, load_pretrained, load_tokenizer, made_before
 from .masking import PairStream
 from .objectives import Stream, make_stream, training_loss
 from .real_text import collections
+from .resume import load_state, save_state, state_path
 from .settings import PretrainConfig, check_settings, described, documents, kept_path
 from .span_corruption import SpanStream
-from .state import load_state, save_state, state_path
 
 STATE_SECONDS = 300.0  # between two writings of the state from which a run goes on
 

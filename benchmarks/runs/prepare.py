@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..backbones.files import weights_of
+from ..backbones.folders import weights_of
 from ..config.schema import RunConfig, is_control
 from ..records.schema import NewerRecordError, Record, RecordError
 from ..records.store import read_record, record_path, set_aside

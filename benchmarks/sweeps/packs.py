@@ -19,7 +19,7 @@ from peft_methods.attach import attach, why_alone
 from peft_methods.counting import count_parameters
 from peft_methods.heads import ClassificationHead
 
-from ..backbones.files import folder_of
+from ..backbones.folders import folder_of
 from ..backbones.loading import empty_backbone
 from ..config.compose import build_method
 from ..config.kinds import writes_text
