@@ -122,7 +122,7 @@ def compose_act(act: Act, folder: Path) -> list[RunConfig]:
 
 def build_standins(cfgs: Sequence[RunConfig]) -> None:
     """The backbones and data that these runs, and their parents, read."""
-    from ..runs.parents import parent_configs
+    from ..config.init_from import parent_configs
     from .standins import make_backbone, make_task
 
     children = {(c.init_from.experiment, c.init_from.task, c.settings): c for c in cfgs if c.init_from is not None}
@@ -146,9 +146,9 @@ def _layers(cfg: RunConfig) -> int:
 
 def rehearse(cfg: RunConfig) -> list[str]:
     """One run, from configuration to record; what is wrong with the record, nothing if it is as it must be."""
-    from ..runs.run import run
+    from ..runs.run import How, run
 
-    outcome = run(cfg, show_progress=False)
+    outcome = run(cfg, How(show_progress=False))
     if outcome.status == "failed":
         return [f"failed: {outcome.message}"]
     record = read_record(record_path(cfg.results_dir, cfg.experiment, outcome.run_id))
