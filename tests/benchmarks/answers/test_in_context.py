@@ -6,9 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from peft_bench.answers.in_context import InContext, check_in_context, draw
+from peft_bench.backbones.files import MICRO_BACKBONES as BACKBONES
 from peft_bench.config.compose import compose_job, register
 from peft_bench.config.schema import InContextConfig
-from peft_bench.pretraining.command import BACKBONES
 from peft_bench.pretraining.folder import load_tokenizer
 from peft_bench.records.store import read_predictions, read_record, record_path
 from peft_bench.runs.run import How, run_pack

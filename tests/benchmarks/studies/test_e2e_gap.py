@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 
 from peft_bench.config.compose import compose_run
-from peft_bench.rehearsal.standins import make_backbone, make_task
+from peft_bench.rehearsal.standin_data import make_task
+from peft_bench.rehearsal.standins import make_backbone
 from peft_bench.report.pages.e2e_gap import read_gap
 from peft_bench.runs.run import How, run
 from peft_bench.studies import e2e_gap
