@@ -12,7 +12,7 @@ from peft_methods.state import file_sha256, save_trained
 
 from ..answers.decoding import Outputs
 from ..backbones.loading import describe
-from ..config.fields import recorded
+from ..config.recorded import as_recorded
 from ..config.schema import RunConfig
 from ..records.schema import SCHEMA, Record, RecordError, tolerance_for
 from ..records.store import write_record
@@ -135,7 +135,7 @@ def _common(p: Prepared) -> dict[str, Any]:
         "identity": {key: value for key, value in p.identity.items() if key != "config"},
         "parents": p.identity["parents"],
         "departures": p.departures,
-        "config": recorded(cfg),
+        "config": as_recorded(cfg),
         "provenance": {
             "git_commit": commit,
             "git_dirty": dirty,
