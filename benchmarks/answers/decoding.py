@@ -10,70 +10,23 @@ B rows of a batch, K beams, T tokens of the longest source, U of the longest out
 import contextlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import LogitsProcessor, NoRepeatNGramLogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from peft_methods.attached import Attached
 from peft_methods.inputs import Batch
 
 from ..config.schema import DecodingConfig
-from .job import Job
-from .tokens import TokenizedSplit
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What a run wrote. texts: (N,) in the order of the inputs. ended: (N,) False where max_new_tokens cut it off."""
-
-    texts: list[str]
-    ended: list[bool]
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-
-@torch.no_grad()
-def decode(
-    attached: Attached, k: int, job: Job, split: TokenizedSplit, accelerator: Accelerator, bar: str | None = None
-) -> Outputs:
-    """What run k writes for every source of the split. Processes share the batches. bar: title of a progress bar."""
-    attached.eval()
-    assert job.texts is not None
-    cfg, tokenizer = job.cfg.decoding, job.texts.tokenizer
-    order = np.argsort(split.lengths, kind="stable")[::-1]
-    starts = list(range(0, len(order), cfg.batch_size))[accelerator.process_index :: accelerator.num_processes]
-    mine: list[tuple[np.ndarray, list[tuple[str, bool]]]] = []
-    shown = accelerator.is_main_process and bar is not None
-    for start in tqdm(starts, desc=bar, unit="batch", disable=not shown, leave=False):
-        rows = order[start : start + cfg.batch_size]
-        batches: list[Batch | None] = [None] * len(attached.runs)
-        batches[k] = send_to_device(job.question_batch(split, rows), accelerator.device)
-        with accelerator.autocast():
-            written = write(attached, batches, cfg, tokenizer)[k]
-        assert written is not None
-        found_here = [read(ids, cfg, tokenizer) for ids in written.tolist()]
-        mine.append((rows, [(job.texts.read(text), ended) for text, ended in found_here]))
-    parts = gather_object(mine) if accelerator.num_processes > 1 else mine
-    found: list[tuple[str, bool]] = [("", False)] * len(order)
-    for rows, outputs in parts:
-        for row, output in zip(rows.tolist(), outputs, strict=True):
-            found[row] = output
-    return Outputs([text for text, _ in found], [ended for _, ended in found])
 
 
 def write(
     attached: Attached, batches: list[Batch | None], cfg: DecodingConfig, tokenizer: PreTrainedTokenizerBase
 ) -> list[Tensor | None]:
     """(B, U) token ids that each run writes after its batch, by beam search as `cfg` says."""
-    settings: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "num_beams": cfg.beams,
         "do_sample": False,
         "max_new_tokens": cfg.max_new_tokens,
@@ -81,21 +34,21 @@ def write(
         "pad_token_id": end_tokens(cfg, tokenizer)[0],
     }
     if cfg.beams > 1:
-        settings |= {"length_penalty": cfg.length_penalty}
-        settings |= {"early_stopping": {"heuristic": False, "never": "never", "first": True}[cfg.early_stopping]}
+        arguments |= {"length_penalty": cfg.length_penalty}
+        arguments |= {"early_stopping": {"heuristic": False, "never": "never", "first": True}[cfg.early_stopping]}
     if cfg.min_new_tokens:
-        settings["min_new_tokens"] = cfg.min_new_tokens
+        arguments["min_new_tokens"] = cfg.min_new_tokens
     if cfg.banned:
-        settings["suppress_tokens"] = [token_of(text, tokenizer, "banned") for text in cfg.banned]
+        arguments["suppress_tokens"] = [token_of(text, tokenizer, "banned") for text in cfg.banned]
     if cfg.no_repeat_ngram and cfg.ngram_counts == "source_and_output":
-        settings["no_repeat_ngram_size"] = cfg.no_repeat_ngram
+        arguments["no_repeat_ngram_size"] = cfg.no_repeat_ngram
     elif cfg.no_repeat_ngram:
-        settings["logits_processor"] = [NoRepeatInOutput(cfg.no_repeat_ngram)]
+        arguments["logits_processor"] = [NoRepeatInOutput(cfg.no_repeat_ngram)]
     with contextlib.ExitStack() as stack:
         if cfg.beams > 1 and cfg.length_counts == "source_and_output":
             lengths = torch.cat([batch["attention_mask"].sum(1) for batch in batches if batch is not None])
             stack.enter_context(source_lengths_counted(attached.backbone, lengths))
-        return attached.generate(batches, **settings)
+        return attached.generate(batches, **arguments)
 
 
 class NoRepeatInOutput(LogitsProcessor):

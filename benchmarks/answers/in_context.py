@@ -1,14 +1,22 @@
-"""Prompts in words: instructions and k examples before every question, for a frozen backbone (conf/in_context/)."""
+"""Prompts in words: instructions and k examples before every question, for a frozen backbone (conf/in_context/). The
+label whose words are the most probable is the answer."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..config.schema import InContextConfig
-from ..tasks.examples import DataError
+from ..config.schema import InContextConfig, RunConfig, TaskConfig
+from ..tasks.examples import DataError, TaskData
+from ..tasks.loading import examples_of
+from .one_run import OneRun
+from .predictions import Labels
+from .sequences import IGNORED, target_losses
+from .tokens import Split, Tokens, tokenize_texts
+from .words import WordAnswers
 
 LIKELIHOODS = ("per_token", "sum")
 _BLANKS = {"prompt": ("{source}",), "example": ("{source}", "{target}")}
@@ -91,3 +99,73 @@ def draw(rows: int, shots: int, seed: int) -> list[int]:
     if shots > rows:
         raise DataError(f"in_context.shots={shots} with {rows} training rows: expected at most as many")
     return [int(i) for i in np.random.Generator(np.random.PCG64([20210418, seed])).choice(rows, shots, replace=False)]
+
+
+class InContextAnswers(WordAnswers):
+    """A frozen backbone that is told how to answer: the prompt stands before every question."""
+
+    def __init__(self, cfg: RunConfig, task: TaskConfig, tokenizer: PreTrainedTokenizerBase, decoder_only: bool):
+        super().__init__(cfg, task, tokenizer, decoder_only)
+        assert cfg.in_context is not None
+        self.separator = not decoder_only  # the answer goes on where the prompt stops
+        self.told = InContext(cfg.in_context, self._shots(cfg, cfg.in_context))
+
+    def tokenize(self, data: TaskData) -> dict[str, Split]:
+        """As words, the prompt before every question. Raises DataError also where not even the prompt has room."""
+        splits = super().tokenize(data)
+        if self.told.fewer or self.told.cut:
+            self.notes.append(
+                f"{self.told.fewer} questions have room for fewer than {len(self.told.examples)} examples, "
+                f"{self.told.cut} lost words of their own"
+            )
+        return splits
+
+    def _shots(self, cfg: RunConfig, in_context: InContextConfig) -> list[tuple[str, str]]:
+        """The examples of the prompt, as (source, target) texts."""
+        writer: WordAnswers = self
+        if in_context.of is not None:
+            writer = WordAnswers(cfg, in_context.of, self.tokenizer, self.decoder_only)
+        data = examples_of(in_context, writer.task, cfg)
+        rows, labels = data.texts[writer.task.train_split], data.labels[writer.task.train_split]
+        chosen = draw(len(rows), in_context.shots, cfg.seed)
+        return [(writer.source(rows[i]), writer.target(labels[i]).strip()) for i in chosen]
+
+    def _asked(self, sources: list[str], targets: list[str], length: int) -> list[str]:
+        """The prompt with each of the questions."""
+        if length > self.tokenizer.model_max_length:
+            raise DataError(
+                f"in_context={self.told.cfg.name}: trainer.max_length={length}, expected at most "
+                f"{self.tokenizer.model_max_length}, what {self.tokenizer.name_or_path} was pretrained to read"
+            )
+        room = self.room(targets, length)
+        return [self.told.read(text, self.tokenizer, room) for text in sources]
+
+    def predict(self, one: OneRun, split: Split, title: str | None = None) -> Labels | None:
+        """The label of each row whose words are the most probable (in_context.likelihood); None where the logits were
+        not finite."""
+
+        def answer(rows: np.ndarray) -> np.ndarray:
+            losses = np.stack([self._losses(one, split.questions, rows, i) for i in range(len(self.text.labels))], 1)
+            return np.where(np.isfinite(losses).all(1), losses.argmin(1), np.nan)
+
+        values = np.array(one.by_batches(split.questions, self.batch_size, answer), dtype=np.float64)
+        return Labels(self._labels(values)) if np.isfinite(values).all() else None
+
+    def _losses(self, one: OneRun, questions: Tokens, rows: np.ndarray, label: int) -> np.ndarray:
+        """(B,) how improbable the words of a label are after each question."""
+        batch = self.labelled_as(questions, rows, label)
+        labels = batch.pop("labels").to(one.accelerator.device)
+        summed = target_losses(one(batch), labels)
+        per_token = self.told.cfg.likelihood == "per_token"
+        return (summed / (labels != IGNORED).sum(1) if per_token else summed).cpu().numpy()
+
+    def labelled_as(self, tokens: Tokens, rows: np.ndarray, label: int) -> dict[str, Tensor]:
+        """The batch of these rows (B,) with the words of one label as their target, for how probable it is; the end
+        token behind them does not count."""
+        (ids,) = tokenize_texts([self.target(label)], self.tokenizer)
+        batch = self.batch(tokens.rows(rows), [np.array([*self.begin, *ids, self.end])] * len(rows))
+        return batch | {"labels": batch["labels"].masked_fill(batch["labels"] == self.end, IGNORED)}
+
+    def flags(self) -> list[str]:
+        """Questions that lost examples, or words of their own."""
+        return self.told.flags()

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..config.schema import TrainerConfig
 from ..tasks.examples import DataError
-from .tokens import TokenizedSplit, tokenize_texts
+from .tokens import Tokens, tokenize_texts
 
 IGNORED = -100  # label where nothing is to be predicted: cross_entropy's default
 
@@ -24,8 +26,11 @@ class Sequences:
     """Texts of one task for one backbone. decoder_only: source and target are one sequence (GPT-2). separator: an end
     token stands behind a source, too."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, decoder_only: bool, separator: bool = True):
-        self.tokenizer, self.decoder_only, self.separator = tokenizer, decoder_only, separator
+    def __init__(
+        self, trainer: TrainerConfig, tokenizer: PreTrainedTokenizerBase, decoder_only: bool, separator: bool = True
+    ):
+        self.trainer, self.tokenizer, self.decoder_only, self.separator = trainer, tokenizer, decoder_only, separator
+        self.notes: list[str] = []
         self.end = int(tokenizer.eos_token_id)
         self.pad = int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else self.end
         # BART begins every text with a token, and its decoder with the end token; T5's decoder begins with padding.
@@ -35,7 +40,7 @@ class Sequences:
     def pairs(
         self, sources: Sequence[str], targets: Sequence[str], labels: np.ndarray, max_length: int,
         target_tokens: int | None = None,
-    ) -> TokenizedSplit:  # fmt: skip
+    ) -> Tokens:  # fmt: skip
         """Sources and targets as ids, an end token behind each. A source that is too long loses tokens at its end, as
         does a target of more than target_tokens, special ones included.
 
@@ -47,7 +52,7 @@ class Sequences:
         room = self._room(written, max_length)
         self._check_room(room, max_length)
         read = [ids[:room] for ids in tokenize_texts(sources, self.tokenizer)]
-        return TokenizedSplit(
+        return Tokens(
             *flat([self.ended(ids) for ids in read]),
             labels=labels,
             targets=flat([[*self.begin, *ids, self.end] for ids in written]),
@@ -73,10 +78,10 @@ class Sequences:
                 "trainer.max_length"
             )
 
-    def training_batch(self, split: TokenizedSplit, rows: np.ndarray) -> dict[str, Tensor]:
+    def training_batch(self, tokens: Tokens, rows: np.ndarray) -> dict[str, Tensor]:
         """input_ids, attention_mask, decoder_input_ids (T5, BART) or boundary (GPT-2), and labels: the token
         to be written next at each position, IGNORED where there is none; all (B, T) or (B, U) int64."""
-        return self.batch(split.rows(rows), split.target_rows(rows))
+        return self.batch(tokens.rows(rows), tokens.target_rows(rows))
 
     def batch(self, sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """The same of ids."""
@@ -90,12 +95,41 @@ class Sequences:
         labels, _ = padded([np.concatenate([n, t]) for n, t in zip(nothing, targets, strict=True)], IGNORED)
         return {"input_ids": inputs, "attention_mask": mask, "boundary": _separators(sources), "labels": labels}
 
-    def question_batch(self, split: TokenizedSplit, rows: np.ndarray) -> dict[str, Tensor]:
+    def flags(self) -> list[str]:
+        """What a reader of the record must know of what was read."""
+        return []
+
+    def weight(self, tokens: Tokens, rows: np.ndarray) -> int:
+        """Tokens to be written; examples where the loss is summed over the tokens of each."""
+        if self.trainer.loss_reduction == "example_sum":
+            return len(rows)
+        return sum(map(len, tokens.target_rows(rows)))
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy summed over the tokens to be written, with the trainer's smoothing and z-loss."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bf16 logits, full-precision loss
+        smoothing = self.trainer.label_smoothing
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        if smoothing:  # LoRA's code: (1 - s) NLL + s times the mean over the vocabulary of -log p
+            mean = -F.log_softmax(logits, dim=-1).mean(-1)[labels != IGNORED].sum()
+            loss = (1 - smoothing) * loss + smoothing * mean
+        if self.trainer.z_loss:
+            log_z = torch.logsumexp(logits, dim=-1)[labels != IGNORED]
+            loss = loss + self.trainer.z_loss * log_z.square().sum()
+        return loss
+
+    def question_batch(self, tokens: Tokens, rows: np.ndarray) -> dict[str, Tensor]:
         """The sources alone, to be answered."""
-        sources = split.rows(rows)
+        sources = tokens.rows(rows)
         inputs, mask = padded(sources, self.pad)
         batch = {"input_ids": inputs, "attention_mask": mask}
         return batch | ({"boundary": _separators(sources)} if self.decoder_only else {})
+
+
+def target_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """(B,) float64: cross-entropy summed over the target tokens of each row, without label smoothing."""
+    each = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    return each.view(labels.shape).double().sum(1)
 
 
 def _separators(sources: Sequence[np.ndarray]) -> Tensor:

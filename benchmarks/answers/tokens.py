@@ -7,26 +7,25 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..tasks.examples import DataError, TaskData
+from ..tasks.examples import DataError, Gold, TaskData
 
 CHUNK = 2048  # rows tokenized at a time: the tokenizer's own result takes kilobytes a row
 CACHED = 16  # (task, tokenizer, length) triples kept in this process
 
 
 @dataclass(frozen=True)
-class TokenizedSplit:
-    """One split's token ids, row after row.
+class Tokens:
+    """Token ids, row after row.
 
     input_ids (tokens of all rows,) int32. token_type_ids: the same shape, or None where the backbone has no segments.
-    targets: what is to be written, ids and offsets like these (writing.py); None for a classifier. groups: (N,) int64,
-    which rows a metric takes together, None where none does.
+    targets: what is to be written, ids and offsets like these (sequences.py); None for a classifier.
     offsets (N + 1,) int64: row i is input_ids[offsets[i]:offsets[i + 1]]. labels (N,) int64 or float64.
     """
 
@@ -35,7 +34,6 @@ class TokenizedSplit:
     labels: np.ndarray
     token_type_ids: np.ndarray | None = None
     targets: tuple[np.ndarray, np.ndarray] | None = None
-    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,10 +54,21 @@ class TokenizedSplit:
         return [ids[offsets[row] : offsets[row + 1]] for row in rows]
 
 
-def joined(splits: Sequence[TokenizedSplit]) -> TokenizedSplit:
+@dataclass(frozen=True)
+class Split:
+    """A split as one backbone reads it. examples: what is trained on, or the loss is measured on. questions: what is
+    answered: the same rows or, where answers are texts, the different sources. gold: what answers are scored against.
+    """
+
+    examples: Tokens
+    questions: Tokens
+    gold: Gold
+
+
+def joined(splits: Sequence[Tokens]) -> Tokens:
     """The sources and targets of several splits as one, row after row; without labels, which differ in kind."""
     targets = [split.targets for split in splits if split.targets is not None]
-    return TokenizedSplit(
+    return Tokens(
         *_joined([(split.input_ids, split.offsets) for split in splits]),
         labels=np.zeros(sum(map(len, splits)), dtype=np.int64),
         targets=_joined(targets),
@@ -72,13 +81,13 @@ def _joined(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, 
 
 
 Key = tuple[str, str, int, bool]
-_cache: OrderedDict[Key, dict[str, TokenizedSplit]] = OrderedDict()
+_cache: OrderedDict[Key, dict[str, Tokens]] = OrderedDict()
 _hashes: WeakKeyDictionary[PreTrainedTokenizerBase, str] = WeakKeyDictionary()
 
 
 def tokenize(
     data: TaskData, tokenizer: PreTrainedTokenizerBase, max_length: int, with_token_types: bool
-) -> dict[str, TokenizedSplit]:
+) -> dict[str, Tokens]:
     """Every split of a task as token ids, at most `max_length` a row, special tokens included.
 
     A pair that is too long loses tokens from its longer text first. with_token_types: the backbone tells first and
@@ -94,10 +103,7 @@ def tokenize(
     key = (data.sha256, tokenizer_sha256(tokenizer), max_length, with_token_types)
     if key not in _cache:
         _cache[key] = {
-            split: replace(
-                _tokenize_split(rows, data.labels[split], tokenizer, max_length, with_token_types),
-                groups=data.groups.get(split),
-            )
+            split: _tokenize_split(rows, data.labels[split], tokenizer, max_length, with_token_types)
             for split, rows in data.texts.items()
         }
         if len(_cache) > CACHED:
@@ -120,7 +126,7 @@ def tokenize_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> 
     return each
 
 
-def collate(split: TokenizedSplit, rows: np.ndarray, pad_token_id: int) -> dict[str, torch.Tensor]:
+def collate(split: Tokens, rows: np.ndarray, pad_token_id: int) -> dict[str, torch.Tensor]:
     """The batch of these rows (B,), padded on the right to its longest one.
 
     input_ids, attention_mask and (where the split has them) token_type_ids: (B, T) int64. labels: (B,) int64, or
@@ -171,7 +177,7 @@ def _tokenize_split(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     with_token_types: bool,
-) -> TokenizedSplit:
+) -> Tokens:
     ids, types, lengths = [], [], [np.zeros(1, dtype=np.int64)]
     for chunk in _chunks(texts):
         encoded = tokenizer(
@@ -186,7 +192,7 @@ def _tokenize_split(
         lengths.append(np.fromiter(map(len, encoded["input_ids"]), dtype=np.int64))
         if with_token_types:
             types.append(_flat(encoded["token_type_ids"]))
-    return TokenizedSplit(
+    return Tokens(
         input_ids=np.concatenate(ids),
         offsets=np.cumsum(np.concatenate(lengths)),
         labels=labels,

@@ -7,69 +7,72 @@ import dataclasses
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..config.schema import TaskConfig, TextConfig
-from ..tasks.examples import DataError, TaskData
-from .in_context import InContext
-from .sequences import IGNORED, Sequences
-from .tokens import TokenizedSplit, tokenize_texts
+from peft_methods.attached import Attached
+from peft_methods.inputs import Batch
 
-ILLEGAL = -1  # prediction where an answer is no label of the task; scored as wrong
+from ..config.schema import RunConfig, TaskConfig, TextConfig, text_of
+from ..metrics.scores import ILLEGAL, label_scores
+from ..tasks.examples import DataError, Gold, TaskData
+from .one_run import OneRun
+from .predictions import Labels, Words
+from .sequences import Sequences
+from .tokens import Split, tokenize_texts
+
 SPARE_TOKENS = 2  # an answer may run on past the longest target, so that it is not cut off to a legal one
 
 
-class Writer(Sequences):
-    """How one task is written for one backbone. decoder_only: source and target are one sequence (GPT-2). trained: the
-    labels in the words of the task that a run was trained on, whose answers count where it is scored on another."""
+class WordAnswers(Sequences):
+    """trained: how the run answers the task that it was trained on, whose labels' words count where this is another."""
 
     def __init__(
-        self, task: TaskConfig, text: TextConfig | None, tokenizer: PreTrainedTokenizerBase, decoder_only: bool,
-        trained: Sequence[str] = (),
+        self, cfg: RunConfig, task: TaskConfig, tokenizer: PreTrainedTokenizerBase, decoder_only: bool,
+        trained: "WordAnswers | None" = None,
     ):  # fmt: skip
-        super().__init__(tokenizer, decoder_only)
-        if text is None:
-            raise DataError(
-                f"task {task.name} has no text form for {tokenizer.name_or_path}, which writes; add task.text"
-            )
-        self.task, self.text = task, text
-        self.labels = {word: i for words in (trained, text.labels) for i, word in enumerate(words)}
-        self.max_new_tokens = 0
-        self.in_context: InContext | None = None  # before every question that is to be answered
+        super().__init__(cfg.trainer, tokenizer, decoder_only)
+        self.task, self.text = task, text_as_read(cfg, task, tokenizer.name_or_path)
+        words = [trained.text.labels, self.text.labels] if trained else [self.text.labels]
+        self.labels = {word: i for labels in words for i, word in enumerate(labels)}
+        self.max_new_tokens: int = trained.max_new_tokens if trained else 0
+        self.batch_size = cfg.trainer.eval_batch_size
+        self.no_answer = ILLEGAL
 
-    def tokenize(self, data: TaskData, max_length: int, read_length: int | None = None) -> dict[str, TokenizedSplit]:
-        """Every split as ids of sources and targets. A source that is too long loses tokens at its end. read_length:
-        instead of max_length for what an encoder is to answer (0: any).
+    def tokenize(self, data: TaskData) -> dict[str, Split]:
+        """Every split as ids of sources and targets. A source that is too long loses tokens at its end.
 
         Raises DataError for a label without words or that would not be read back as itself, and where max_length
         leaves no room for a source.
         """
-        self._check_labels(max_length)
+        self._check_labels(self.trainer.max_length)
         splits = {}
         for name, rows in data.texts.items():
             labels = data.labels[name]
             targets = [self.target(label) for label in labels.tolist()]
-            answered = name != self.task.train_split and read_length is not None and not self.decoder_only
-            length = (read_length or sys.maxsize) if answered else max_length
-            sources = [self.source(row) for row in rows]
-            if self.in_context is not None and name != self.task.train_split:
-                if length > self.tokenizer.model_max_length:
-                    raise DataError(
-                        f"in_context={self.in_context.cfg.name}: trainer.max_length={length}, expected at most "
-                        f"{self.tokenizer.model_max_length}, what {self.tokenizer.name_or_path} was pretrained to read"
-                    )
-                room = self.room(targets, length)
-                sources = [self.in_context.read(text, self.tokenizer, room) for text in sources]
-            pairs = self.pairs(sources, targets, labels, length)
-            splits[name] = dataclasses.replace(pairs, groups=data.groups.get(name))
-            longest = max(map(len, splits[name].target_rows(np.arange(len(labels)))))
+            sources, length = [self.source(row) for row in rows], self.trainer.max_length
+            if name != self.task.train_split:
+                length = self._read_length()
+                sources = self._asked(sources, targets, length)
+            tokens = self.pairs(sources, targets, labels, length)
+            splits[name] = Split(tokens, tokens, data.gold(name))
+            longest = max(map(len, tokens.target_rows(np.arange(len(labels)))))
             self.max_new_tokens = max(self.max_new_tokens, longest + SPARE_TOKENS)
         return splits
+
+    def _read_length(self) -> int:
+        """What a source may have with the tokens around it where it is answered; an encoder has a limit of its own."""
+        if self.decoder_only or self.trainer.eval_max_length is None:
+            return self.trainer.max_length
+        return self.trainer.eval_max_length or sys.maxsize
+
+    def _asked(self, sources: list[str], targets: list[str], length: int) -> list[str]:
+        """What is read of questions, of at most `length` tokens: the sources alone."""
+        return sources
 
     def _check_labels(self, max_length: int) -> None:
         """Every label, written as it should be, has room and is read as what it is."""
@@ -123,12 +126,29 @@ class Writer(Sequences):
         low, high = self.task.label_range
         return value if low <= value <= high else ILLEGAL
 
-    def labelled_as(self, split: TokenizedSplit, rows: np.ndarray, label: int) -> dict[str, Tensor]:
-        """The batch of these rows (B,) with the words of one label as their target, for how probable it is; the end
-        token behind them does not count."""
-        (ids,) = tokenize_texts([self.target(label)], self.tokenizer)
-        batch = self.batch(split.rows(rows), [np.array([*self.begin, *ids, self.end])] * len(rows))
-        return batch | {"labels": batch["labels"].masked_fill(batch["labels"] == self.end, IGNORED)}
+    def predict(self, one: OneRun, split: Split, title: str | None = None) -> Labels | None:
+        """What the words mean that the run writes."""
+
+        def answer(rows: np.ndarray) -> np.ndarray:
+            return self.read(one.generate(self.question_batch(split.questions, rows), self.write))
+
+        return Words(self._labels(one.by_batches(split.questions, self.batch_size, answer)))
+
+    def _labels(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
+        return np.array(values, dtype=np.float64).astype(np.int64 if self.text.labels else np.float32)
+
+    def validate(self, one: OneRun, split: Split) -> dict[str, float] | None:
+        """Every metric of the task; None where the model gave no finite numbers."""
+        labels = self.predict(one, split)
+        return None if labels is None else self.metrics(labels.values, split.gold)
+
+    def metrics(self, answers: Iterable[float], gold: Gold) -> dict[str, float]:
+        """Every metric of the task."""
+        return label_scores(self.task, np.array(answers), gold.labels, gold.groups)
+
+    def write(self, attached: Attached, batches: list[Batch | None]) -> list[Tensor | None]:
+        """(B, U) token ids that each run writes after its batch."""
+        return attached.generate(batches, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1)
 
     def read(self, written: Tensor) -> np.ndarray:
         """(B,) labels of the answers (B, U) that were written, up to the end of each; ILLEGAL where there is none."""
@@ -138,3 +158,14 @@ class Writer(Sequences):
         return np.array(
             [self.meaning(answer) for answer in answers], dtype=np.int64 if self.text.labels else np.float64
         )
+
+
+def text_as_read(cfg: RunConfig, task: TaskConfig, reader: str) -> TextConfig:
+    """How the task is written at this scale; in a mixture with its name in front, as T5 tells tasks apart.
+
+    reader: whose name an error gives. Raises DataError for a task without a text form.
+    """
+    text = text_of(task, cfg.scale)
+    if text is None:
+        raise DataError(f"task {task.name} has no text form for {reader}, which writes; add task.text")
+    return dataclasses.replace(text, source=f"{task.name} {text.source}") if cfg.mixture else text

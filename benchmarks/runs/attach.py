@@ -1,6 +1,7 @@
 """A pack on its backbone: every run's method and head attached, parents' tensors copied, its job made."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,7 @@ from peft_methods.attach import attach
 from peft_methods.attached import Attached
 from peft_methods.heads import ClassificationHead
 
-from ..answers.job import Job
-from ..answers.tokens import tokenize
-from ..answers.writing_job import writing_job
+from ..answers.job import Job, make_job
 from ..backbones.loading import Backbone
 from ..config.compose import build_method
 from ..config.kinds import writes_text
@@ -26,6 +25,8 @@ from . import parents
 from .checks import check_length
 from .lease import NO_LEASE, Lease
 from .prepare import Prepared
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -65,8 +66,6 @@ def attach_pack(
     methods = [build_method(with_labels(p.cfg)) for p in runs]
     attached = attach(backbone.model, methods, heads, [p.cfg.seed for p in runs], backbone.tokenizer)
     try:
-        with_types = getattr(config, "type_vocab_size", 0) > 1
-        pad = backbone.tokenizer.pad_token_id
         jobs = []
         for k, p in enumerate(runs):
             check_length(p.cfg, attached.positions(k))
@@ -75,13 +74,13 @@ def attach_pack(
                 parents.start_from(attached, k, p.parent.trained, p.cfg.init_from.head_dense)
             cfg = _with_micro_batch(p.cfg, micro_batch_size)
             attached.streams[k].backbone = p.cfg.trainer.backbone_dropout is None
-            if writes:
-                jobs.append(writing_job(p, k, cfg, backbone, attached))
-                continue
-            if p.cfg.task.num_labels == 1 and p.cfg.trainer.regression_bias == "label_mean":
-                mean = float(np.mean(p.data.labels[p.cfg.task.train_split]))
+            if heads[k] is not None and p.cfg.task.num_labels == 1 and p.cfg.trainer.regression_bias == "label_mean":
+                mean = float(np.mean(p.data.own.labels[p.cfg.task.train_split]))
                 nn.init.constant_(cast(ClassificationHead, attached.run(k).head).out_proj.bias, mean)
-            jobs.append(Job(cfg, tokenize(p.data, backbone.tokenizer, p.cfg.trainer.max_length, with_types), pad))
+            job = make_job(cfg, p.data, backbone, attached.positions(k))
+            for note in job.notes:
+                log.warning("%s: %s", p.run_id, note)
+            jobs.append(job)
         return Pack(runs, backbone, attached, jobs, [_tracker(p) for p in runs], lease)
     except BaseException:
         attached.detach()

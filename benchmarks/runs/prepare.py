@@ -12,7 +12,7 @@ from ..backbones.files import weights_of
 from ..config.departures import departures, unused_decoding
 from ..config.schema import RunConfig, is_control
 from ..records.places import TRAINED
-from ..tasks.examples import TaskData
+from ..tasks.examples import RunData
 from ..tasks.loading import load_run_data
 from .checks import check_config
 from .identity import identity, run_id
@@ -56,7 +56,7 @@ class Prepared:
         return Path(self.cfg.results_dir) / TRAINED / self.cfg.experiment / f"{self.run_id}.safetensors"
 
     @functools.cached_property
-    def data(self) -> TaskData:
+    def data(self) -> RunData:
         """All that it reads of its tasks. A plan of thousands of runs never asks."""
         return load_run_data(self.cfg)
 

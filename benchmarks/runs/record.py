@@ -10,7 +10,6 @@ from typing import Any, cast
 
 from peft_methods.state import file_sha256, save_trained
 
-from ..answers.decoding import Outputs
 from ..backbones.loading import describe
 from ..config.recorded import as_recorded
 from ..config.schema import RunConfig
@@ -23,7 +22,7 @@ from .lease import NO_LEASE, Lease
 from .outcome import Outcome, outcome_of, recorded_outcome, selected_score
 from .parents import prepare_all
 from .prepare import Prepared
-from .score import Scored, flags_of_labels, flags_of_texts, prediction_columns, split_scores
+from .score import Scored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +45,7 @@ def record(pack: Pack, trained: Run, scored: Scored | None, machine: Machine) ->
         scored.trained_sha256 = file_sha256(p.trained)
     content = assemble(p, describe(pack.backbone), machine.numerics(p.cfg, pack.run_ids), scored)
     if machine.accelerator.is_main_process:
-        write_record(p.cfg.results_dir, content, prediction_columns(p.cfg, scored, p.data))
+        write_record(p.cfg.results_dir, content, scored.columns)
     tracker.finish({"validation": selected_score(content)})
     return done(p, content)
 
@@ -81,39 +80,34 @@ def record_failure(
 def assemble(p: Prepared, backbone: dict[str, Any], numerics: dict[str, Any], scored: Scored) -> Record:
     """The record of a finished run."""
     cfg, data = p.cfg, p.data
-    entries = []
-    for checkpoint, by_split in scored.predictions.items():
-        for split in by_split:
-            for metric, (value, n) in split_scores(p, scored, checkpoint, split).items():
-                entries.append(
-                    {
-                        "split": split,
-                        "checkpoint": checkpoint,
-                        "epoch": scored.epochs[checkpoint],
-                        "metric": metric,
-                        "score": value,
-                        "n": n,
-                    }
-                )
-    selection = cfg.task.validation_splits[0]
-    chosen = scored.predictions[cfg.trainer.selection][selection]
-    flags = flags_of_texts(chosen, entries) if isinstance(chosen, Outputs) else flags_of_labels(cfg, scored)
-    flags += [*scored.flags, *(["parameters_did_not_move"] if scored.unmoved else [])]
+    entries = [
+        {
+            "split": split,
+            "checkpoint": checkpoint,
+            "epoch": scored.epochs[checkpoint],
+            "metric": metric,
+            "score": value,
+            "n": n,
+        }
+        for checkpoint, by_split in scored.scores.items()
+        for split, scores in by_split.items()
+        for metric, (value, n) in scores.items()
+    ]
     content = _common(p) | {
         "status": "done",
         "cause": None,
         "backbone": backbone,
-        "data": {"source": data.source, "sha256": data.sha256, "rows": {s: len(y) for s, y in data.labels.items()}},
+        "data": {"source": data.own.source, "sha256": data.sha256, "rows": data.rows()},
         "selection": {
             "checkpoint": cfg.trainer.selection,
-            "split": selection,
+            "split": cfg.task.validation_splits[0],
             "metric": cfg.task.selection_metric,
         },
         "scores": entries,
         "history": scored.history,
         "params": scored.params,
         "trained_sha256": scored.trained_sha256,
-        "flags": flags,
+        "flags": scored.flags,
         "numerics": numerics,
         "tolerance": tolerance_for(numerics["dtype"]),
         "cost": _COST | scored.cost,

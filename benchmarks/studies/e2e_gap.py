@@ -177,9 +177,9 @@ def _outputs(
 
 
 def _decode(pack: Any, machine: Any, decoding: DecodingConfig, title: str) -> list[str]:
-    from ..answers.decoding import decode
-    from ..answers.texts import INPUTS
+    from ..answers.one_run import OneRun
 
-    (job,) = pack.jobs
-    job.cfg = dataclasses.replace(job.cfg, decoding=decoding)
-    return decode(pack.attached, 0, job, job.data["test" + INPUTS], machine.accelerator, title).texts
+    asked = pack.jobs[0].scored["test"]
+    asked.answers.decoding = decoding
+    one = OneRun(pack.attached, 0, machine.accelerator)
+    return [text for text, _ in asked.answers.decode(one, asked.split.questions, title)]

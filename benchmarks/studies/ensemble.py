@@ -22,20 +22,16 @@ import numpy as np
 from accelerate.utils import send_to_device
 
 from peft_methods.attached import Attached
-from peft_methods.inputs import Batch
 
-from ..answers.decoding import read, write
 from ..answers.job import Job
-from ..answers.texts import INPUTS
-from ..answers.tokens import TokenizedSplit
-from ..answers.words import ILLEGAL
-from ..config.schema import LOSS, RunConfig, task_of
+from ..answers.texts import TextAnswers
+from ..answers.tokens import Split
+from ..answers.words import WordAnswers
+from ..config.schema import LOSS
 from ..records.files import write_files
 from ..records.places import ENSEMBLES, RECORDS
 from ..records.schema import Record
 from ..records.store import finished_records, read_predictions
-from ..tasks.examples import TaskData
-from ..training.evaluation import scores, text_scores
 
 EXPERIMENT = "prompt_tuning/table3"
 
@@ -97,18 +93,18 @@ def ensemble(group: Sequence[Record], options: argparse.Namespace) -> dict[str, 
     otherwise = f", no clone has them. Make voters of your own: {_commands(options)}"
     with reopened(group, places, otherwise) as (pack, machine):
         attached, jobs, first = pack.attached, pack.jobs, pack.runs[0].cfg
-        splits = [s for s in jobs[0].data if s != first.task.train_split and not s.endswith(INPUTS)]
+        asked = {name: (_writing(jobs[0], name), scored.split) for name, scored in jobs[0].scored.items()}
         lines: list[dict[str, Any]] = []
         changed = 0
-        for split in splits:
-            answers = _answers(attached, jobs, split)
-            for own, record in zip(answers, group, strict=True):
+        for name, (writing, split) in asked.items():
+            answers = _answers(attached, writing, split)
+            for of_run, record in zip(answers, group, strict=True):
                 recorded = read_predictions(options.results, record["experiment"], record["run_id"])
-                changed += sum(a != b for a, b in zip(own, recorded[split]["prediction"], strict=True))
-            lines += _scored(first, pack.runs[0].data, split, answers)
+                changed += sum(a != b for a, b in zip(of_run, recorded[name]["prediction"], strict=True))
+            lines += _scored(name, writing, split, answers)
         stored = sum(p.numel() * p.element_size() for k in range(len(jobs)) for p in attached.run(k).stored().values())
         model = sum(p.numel() * p.element_size() for p in pack.backbone.model.parameters())
-        times = _times(attached, jobs, splits[0], options.repeats)
+        times = _times(attached, *next(iter(asked.values())), options.repeats)
         numerics = machine.numerics(first, pack.run_ids)
     found = {
         **{key: group[0][key] for key in ("experiment", "scale", "settings", "task")},
@@ -145,62 +141,50 @@ def _groups(results: Path, experiment: str) -> Iterator[list[Record]]:
         yield sorted(group, key=lambda record: record["seed"])
 
 
-def _answers(attached: Attached, jobs: Sequence[Job], split: str) -> list[list[Any]]:
-    """What every run answers to every example (or input) of the split: one pass for all."""
-    answers: list[list[Any]] = [[None] * len(_asked(jobs[0], split).lengths) for _ in jobs]
-    for rows, batch in _batches(attached, jobs[0], split):
-        for k, of_run in enumerate(_written(attached, jobs, split, [batch] * len(jobs))):
-            for row, answer in zip(rows, of_run, strict=True):
-                answers[k][row] = answer
+def _writing(job: Job, name: str) -> WordAnswers | TextAnswers:
+    """How the runs answer a split. Raises ValueError where they do not write."""
+    answers = job.scored[name].answers
+    if not isinstance(answers, WordAnswers | TextAnswers):
+        raise ValueError(f"{job.cfg.experiment} classifies through a head: votes are of backbones that write")
     return answers
 
 
-def _asked(job: Job, split: str) -> TokenizedSplit:
-    """What is asked: the rows of a split, or the different inputs where answers are texts."""
-    return job.data[split + INPUTS if job.texts is not None else split]
+def _answers(attached: Attached, writing: WordAnswers | TextAnswers, split: Split) -> list[list[Any]]:
+    """What every run answers to every question of the split: one pass for all."""
+    answers: list[list[Any]] = [[None] * len(split.questions) for _ in attached.runs]
+    for rows, batch in _batches(attached, writing, split):
+        written = writing.write(attached, [batch] * len(answers))
+        for of_run, ids in zip(answers, written, strict=True):
+            assert ids is not None
+            for row, answer in zip(rows, list(writing.read(ids)), strict=True):
+                of_run[row] = answer
+    return answers
 
 
-def _batches(attached: Attached, job: Job, split: str) -> Iterator[tuple[list[int], Batch]]:
+def _batches(
+    attached: Attached, writing: WordAnswers | TextAnswers, split: Split
+) -> Iterator[tuple[list[int], dict[str, Any]]]:
     """(rows, their batch), longest first."""
-    asked = _asked(job, split)
-    order = np.argsort(asked.lengths, kind="stable")[::-1]
-    size = job.cfg.decoding.batch_size if job.texts is not None else job.cfg.trainer.eval_batch_size
+    order = np.argsort(split.questions.lengths, kind="stable")[::-1]
     device = next(attached.backbone.parameters()).device
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        yield rows.tolist(), send_to_device(job.question_batch(asked, rows), device)
+    for start in range(0, len(order), writing.batch_size):
+        rows = order[start : start + writing.batch_size]
+        yield rows.tolist(), send_to_device(writing.question_batch(split.questions, rows), device)
 
 
-def _written(attached: Attached, jobs: Sequence[Job], split: str, batches: list[Batch | None]) -> list[list[Any]]:
-    """Each run's answers to its batch."""
-    job = jobs[0]
-    if job.texts is not None:
-        cfg, texts = job.cfg.decoding, job.texts
-        found = write(attached, batches, cfg, texts.tokenizer)
-        return [
-            [texts.read(read(row, cfg, texts.tokenizer)[0]) for row in ids.tolist()] for ids in found if ids is not None
-        ]
-    writer = job.transfers.get(split.rpartition("/")[0], job.writer)
-    if writer is None:
-        raise ValueError(f"{job.cfg.experiment} classifies through a head: votes are of backbones that write")
-    found = attached.generate(batches, max_new_tokens=writer.max_new_tokens, do_sample=False, num_beams=1)
-    return [writer.read(ids).tolist() for ids in found if ids is not None]
-
-
-def _scored(cfg: RunConfig, data: TaskData, split: str, answers: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+def _scored(
+    name: str, writing: WordAnswers | TextAnswers, split: Split, answers: Sequence[Sequence[Any]]
+) -> list[dict[str, Any]]:
     """Average and best of the voters, and the vote, by every metric of the split's task."""
-    task = task_of(cfg, split)
 
     def by_metric(found: Sequence[Any]) -> Mapping[str, Any]:
-        if split in data.references:
-            return text_scores(task, found, data.references[split], data.groups.get(split))
-        return scores(task, np.array(found), data.labels[split], data.groups.get(split))
+        return writing.metrics(found, split.gold)
 
     own = [by_metric(found) for found in answers]
-    voted = by_metric(vote(answers, "" if split in data.references else ILLEGAL))
+    voted = by_metric(vote(answers, writing.no_answer))
     return [
         {
-            "split": split,
+            "split": name,
             "metric": metric,
             "average": statistics.fmean(found[metric] for found in own),
             "best": max(found[metric] for found in own),
@@ -211,29 +195,28 @@ def _scored(cfg: RunConfig, data: TaskData, split: str, answers: Sequence[Sequen
     ]
 
 
-def _times(attached: Attached, jobs: Sequence[Job], split: str, repeats: int) -> dict[str, float]:
+def _times(attached: Attached, writing: WordAnswers | TextAnswers, split: Split, repeats: int) -> dict[str, float]:
     """Median seconds to answer the split: all prompts in one pass, one prompt after the other, and the backbone without
     a prompt as often as there are prompts, which is what as many tuned models take. Every answer is as long as may be.
     Detaches the runs."""
-    job = jobs[0]
-    length = job.cfg.decoding.max_new_tokens if job.writer is None else job.writer.max_new_tokens
-    settings = {"max_new_tokens": length, "min_new_tokens": length, "do_sample": False, "num_beams": 1}
-    batches = [batch for _, batch in _batches(attached, job, split)]
+    length, voters = writing.max_new_tokens, len(attached.runs)
+    arguments = {"max_new_tokens": length, "min_new_tokens": length, "do_sample": False, "num_beams": 1}
+    batches = [batch for _, batch in _batches(attached, writing, split)]
 
     def together() -> None:
         for batch in batches:
-            attached.generate([batch] * len(jobs), **settings)
+            attached.generate([batch] * voters, **arguments)
 
     def one_by_one() -> None:
-        for k in range(len(jobs)):
+        for k in range(voters):
             for batch in batches:
-                attached.generate([batch if i == k else None for i in range(len(jobs))], **settings)
+                attached.generate([batch if i == k else None for i in range(voters)], **arguments)
 
     def models() -> None:
-        for _ in jobs:
+        for _ in range(voters):
             for batch in batches:
                 inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-                cast(Any, attached.backbone).generate(**inputs, pad_token_id=job.pad_token_id, **settings)
+                cast(Any, attached.backbone).generate(**inputs, pad_token_id=writing.pad, **arguments)
 
     times = _medians({"one_pass": together, "one_by_one": one_by_one}, repeats)
     attached.detach()

@@ -1,6 +1,5 @@
 """The examples of a task, what is wrong with data that give none, and the hash that a run id follows from."""
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,19 @@ class DataError(ValueError):
     """Data that cannot be used; the message says what was found, what is expected and where to change it."""
 
 
-PARTS = ("texts", "labels", "inputs", "references", "groups")  # of TaskData, by split
+@dataclass(frozen=True)
+class Gold:
+    """What the answers to a split are scored against.
+
+    labels: (N,) of its rows. groups: (N,) int64, which rows exact_match takes together; None where none does.
+    references: of each of M inputs, the texts that an answer is compared with; empty for labels. truth: (M,) int64, 1
+    where an input's target is right and 0 where not; None where the task does not say.
+    """
+
+    labels: np.ndarray
+    groups: np.ndarray | None = None
+    references: list[list[str]] = field(default_factory=list)
+    truth: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -23,36 +34,50 @@ class TaskData:
     texts: split -> rows of one or two texts. labels: split -> (N,) int64 classes, or float64 for regression.
     source: the version of the generated tasks ("micro-2"), or the dataset ("glue"). sha256: of these texts and labels
     by split; file layout, paths and unused columns do not matter.
-    Where answers are texts: a row is a source and one of its targets, labels tell which of `inputs` the source is;
-    inputs: split -> the M different sources; references: split -> the texts each is scored against.
     groups: split -> (N,) int64, which rows exact_match takes together; empty where the task names no group_columns.
+    Where answers are texts: a row is a source and one of its targets, labels tell which of `inputs` the source is;
+    inputs: split -> the M different sources; references, truth: split -> what each is scored against (Gold).
     """
 
     texts: dict[str, list[tuple[str, ...]]]
     labels: dict[str, np.ndarray]
     source: str
     sha256: str
+    groups: dict[str, np.ndarray] = field(default_factory=dict)
     inputs: dict[str, list[str]] = field(default_factory=dict)
     references: dict[str, list[list[str]]] = field(default_factory=dict)
-    groups: dict[str, np.ndarray] = field(default_factory=dict)
+    truth: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def of(self, task: str) -> "TaskData":
-        """The splits <task>/<split> of a transfer task under their own names; for "", those of the run's own task."""
-        parts: dict[str, Any] = {}
-        for part in PARTS:
-            by_split = getattr(self, part)
-            names = {split: split.rpartition("/") for split in by_split}
-            parts[part] = {inner: by_split[split] for split, (name, _, inner) in names.items() if name == task}
-        return dataclasses.replace(self, **parts)
+    def gold(self, split: str) -> Gold:
+        """What the answers to a split are scored against."""
+        return Gold(self.labels[split], self.groups.get(split), self.references.get(split, []), self.truth.get(split))
+
+
+@dataclass(frozen=True)
+class RunData:
+    """All that a run reads. own: its task. transfer: the tasks that it is scored on besides, by name. mixture: the
+    training splits of those that it is trained on besides, by name. sha256: of all of it."""
+
+    own: TaskData
+    sha256: str
+    transfer: dict[str, TaskData] = field(default_factory=dict)
+    mixture: dict[str, TaskData] = field(default_factory=dict)
+
+    def rows(self) -> dict[str, int]:
+        """How many rows each split has; those of other tasks are called <name>/<split>."""
+        others = {
+            f"{n}/{s}": len(y) for n, task in (self.transfer | self.mixture).items() for s, y in task.labels.items()
+        }
+        return {split: len(labels) for split, labels in self.own.labels.items()} | others
 
 
 def content_hash(
     texts: Mapping[str, list[tuple[str, ...]]],
     labels: Mapping[str, np.ndarray],
     references: Mapping[str, list[list[str]]] | None = None,
-    groups: Mapping[str, np.ndarray] | None = None,
+    numbers: Mapping[str, np.ndarray] | None = None,
 ) -> str:
-    """Of every split's name, texts, labels and what else a score follows from.
+    """Of every split's name, texts, labels and what else a score follows from (numbers: groups, or truth).
 
     Lengths go in first, so that no two contents give the same bytes.
     """
@@ -62,8 +87,8 @@ def content_hash(
         for column in zip(*texts[split], strict=True):
             _add(content, column)
         content.update(labels[split].astype(f"<{labels[split].dtype.kind}8").tobytes())
-        if groups and split in groups:
-            content.update(groups[split].astype("<i8").tobytes())
+        if numbers and split in numbers:
+            content.update(numbers[split].astype("<i8").tobytes())
         for group in (references or {}).get(split, ()):
             content.update(f"{len(group)}\0".encode())
             _add(content, group)

@@ -3,39 +3,36 @@
 Nothing is repaired: a row that cannot be trained on or scored stops the run before training, by its number (from 0).
 """
 
-import dataclasses
 import hashlib
-from typing import Any
 
 from ..config.schema import InContextConfig, RunConfig, ScaleConfig, TaskConfig, generation_of, others_of
-from .examples import PARTS, DataError, TaskData
+from .examples import DataError, RunData, TaskData
 from .labelled import load_labelled
 from .texts import load_texts
 
 
-def load_run_data(cfg: RunConfig) -> TaskData:
+def load_run_data(cfg: RunConfig) -> RunData:
     """All that a run reads: its task's splits, those of the tasks it is scored on (transfer), and the training splits
     of those it is trained on (mixture). Raises DataError."""
     own = load_task(cfg.task, cfg.scale, cfg.data_dir)
-    told = cfg.in_context.of if cfg.in_context is not None else None
     others = others_of(cfg)
-    if not cfg.transfer and not others and told is None:
-        return own
-    parts: dict[str, Any] = {part: dict(getattr(own, part)) for part in PARTS}
+    if not cfg.transfer and not others and (cfg.in_context is None or cfg.in_context.of is None):
+        return RunData(own, own.sha256)
     digest = hashlib.sha256(own.sha256.encode())
-    if told is not None and cfg.in_context is not None:
-        digest.update(f"in_context\0{examples_of(cfg.in_context, told, cfg).sha256}\0".encode())
-    for name, task in sorted(cfg.transfer.items()):
-        other = load_task(task, cfg.scale, cfg.data_dir, trains=False)
-        digest.update(f"{name}\0{other.sha256}\0".encode())
-        for part in PARTS:
-            parts[part] |= {f"{name}/{split}": value for split, value in getattr(other, part).items()}
+    if cfg.in_context is not None and cfg.in_context.of is not None:
+        digest.update(f"in_context\0{examples_of(cfg.in_context, cfg.in_context.of, cfg).sha256}\0".encode())
+    transfer = {
+        name: load_task(task, cfg.scale, cfg.data_dir, trains=False) for name, task in sorted(cfg.transfer.items())
+    }
+    for name, data in transfer.items():
+        digest.update(f"{name}\0{data.sha256}\0".encode())
+    mixture = {}
     for name, task in others.items():
-        other = load_task(task, cfg.scale, cfg.data_dir)
-        digest.update(f"mixture\0{name}\0{other.sha256}\0".encode())
-        for part in ("texts", "labels"):
-            parts[part][f"{name}/{task.train_split}"] = getattr(other, part)[task.train_split]
-    return dataclasses.replace(own, **parts, sha256=digest.hexdigest())
+        data = load_task(task, cfg.scale, cfg.data_dir)
+        digest.update(f"mixture\0{name}\0{data.sha256}\0".encode())
+        train = task.train_split
+        mixture[name] = TaskData({train: data.texts[train]}, {train: data.labels[train]}, data.source, data.sha256)
+    return RunData(own, digest.hexdigest(), transfer, mixture)
 
 
 def examples_of(in_context: InContextConfig, task: TaskConfig, cfg: RunConfig) -> TaskData:

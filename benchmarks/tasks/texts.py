@@ -118,7 +118,8 @@ def _load(wanted: Wanted, how: _How) -> TaskData:
             truth[split] = np.array([right[i] for i in first.values()], dtype=np.int64)
     for column in labels.values():
         column.setflags(write=False)
-    return TaskData(texts, labels, source, content_hash(texts, labels, references, truth), inputs, references, truth)
+    sha256 = content_hash(texts, labels, references, truth)
+    return TaskData(texts, labels, source, sha256, inputs=inputs, references=references, truth=truth)
 
 
 def _rows(

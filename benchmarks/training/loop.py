@@ -22,8 +22,9 @@ from peft_methods.inputs import Batch
 from peft_methods.state import copy_trained, trained_tensors
 
 from ..answers.job import Job
+from ..answers.one_run import OneRun
 from ..config.schema import RunConfig
-from .evaluation import better, validate
+from ..metrics.scores import better
 from .optimizers import make_optimizer, make_schedule
 
 LOSS_CHECK_STEPS = 20  # how often losses are read back from the device and checked
@@ -48,7 +49,7 @@ class Run:
     """One run of the pack: its optimizer, its schedule and its position."""
 
     def __init__(self, k: int, job: Job, attached: Attached):
-        trainer, n = job.cfg.trainer, len(job.train_split)
+        trainer, n = job.cfg.trainer, len(job.training)
         self.k, self.job, self.attached = k, job, attached
         self.steps_per_epoch = math.ceil(n / trainer.batch_size)
         planned = trainer.epochs * self.steps_per_epoch
@@ -82,7 +83,7 @@ class Run:
         epoch, batch = divmod(self.position.step, self.steps_per_epoch)
         size = self.job.cfg.trainer.batch_size
         if self._order[0] != epoch:
-            self._order = (epoch, data_order(self.job.train_split.lengths, self.job.cfg, epoch))
+            self._order = (epoch, data_order(self.job.training.lengths, self.job.cfg, epoch))
         return self._order[1][batch * size : (batch + 1) * size]
 
     def update(self, loss: Tensor) -> None:
@@ -126,11 +127,12 @@ class Run:
             "scores": {},
         }
         for name in cfg.task.validation_splits:
-            found = validate(self.attached, self.k, self.job, name, accelerator)
-            if found is None:
+            scored = self.job.scored[name]
+            scores = scored.answers.validate(OneRun(self.attached, self.k, accelerator), scored.split)
+            if scores is None:
                 position.diverged = f"the predictions on {name} were not finite at step {position.step}"
                 return None
-            point["scores"][name] = found
+            point["scores"][name] = scores
         position.window_losses = []
         position.history.append(point)
         value = point["scores"][cfg.task.validation_splits[0]][cfg.task.selection_metric]
@@ -182,7 +184,7 @@ def _step(model: nn.Module, attached: Attached, active: list[Run], accelerator: 
     world, rank = accelerator.num_processes, accelerator.process_index
     rows = {run.k: run.next_rows() for run in active}
     chunks = {run.k: list(_micro_batches(rows[run.k], run.job.cfg.trainer.micro_batch_size, world)) for run in active}
-    weights = {run.k: run.job.weight(rows[run.k]) for run in active}
+    weights = {run.k: run.job.answers.weight(run.job.training, rows[run.k]) for run in active}
     losses = {run.k: torch.zeros((), device=accelerator.device, dtype=torch.float64) for run in active}
     extras: dict[int, Tensor] = {}
     for i in range(max(len(c) for c in chunks.values())):
@@ -191,7 +193,7 @@ def _step(model: nn.Module, attached: Attached, active: list[Run], accelerator: 
         for run in active:
             if i >= len(chunks[run.k]):
                 continue
-            batch = run.job.training_batch(chunks[run.k][i][rank::world])
+            batch = run.job.answers.training_batch(run.job.training, chunks[run.k][i][rank::world])
             run.position.tokens += int(batch["attention_mask"].sum())
             batch = send_to_device(batch, accelerator.device)
             labels[run.k] = batch.pop("labels")
@@ -203,7 +205,7 @@ def _step(model: nn.Module, attached: Attached, active: list[Run], accelerator: 
         total: Tensor | None = None
         for run in active:
             if run.k in labels:
-                loss = run.job.loss(logits[run.k], labels[run.k])
+                loss = run.job.answers.loss(logits[run.k], labels[run.k])
                 losses[run.k] += loss.detach()
                 # Data-parallel processes average their gradients: times world makes the average a sum.
                 share = loss * (world / weights[run.k])

@@ -3,16 +3,19 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 
-from peft_bench.answers.job import Job
-from peft_bench.answers.tokens import TokenizedSplit
+from peft_bench.answers.classes import ClassAnswers
+from peft_bench.answers.job import Job, ScoredSplit
+from peft_bench.answers.tokens import Split, Tokens
 from peft_bench.config.schema import BackboneConfig, RunConfig, ScaleConfig, TaskConfig, TrackingConfig, TrainerConfig
+from peft_bench.tasks.examples import Gold
 from peft_methods.attach import attach
 from peft_methods.attached import Attached
 from peft_methods.bitfit import BitFit
@@ -36,17 +39,17 @@ def accelerator() -> Accelerator:
 
 
 @pytest.fixture
-def toy_split() -> Callable[..., TokenizedSplit]:
+def toy_split() -> Callable[..., Tokens]:
     """toy_split(n, num_labels, seed): rows of 3 to 9 tokens; the label follows from the first content token."""
 
-    def build(n: int, num_labels: int = 2, seed: int = 0) -> TokenizedSplit:
+    def build(n: int, num_labels: int = 2, seed: int = 0) -> Tokens:
         rng = np.random.default_rng(seed)
         lengths = rng.integers(3, 10, n)
         ids = rng.integers(5, 61, lengths.sum()).astype(np.int32)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         first = ids[offsets[:-1]]
         labels = first / 61 * 5 if num_labels == 1 else first % num_labels
-        return TokenizedSplit(ids, offsets, labels.astype(float if num_labels == 1 else np.int64), np.zeros_like(ids))
+        return Tokens(ids, offsets, labels.astype(float if num_labels == 1 else np.int64), np.zeros_like(ids))
 
     return build
 
@@ -86,8 +89,10 @@ def toy_pack(tiny_backbone, toy_split, toy_config) -> Callable[..., tuple[Attach
         jobs = []
         for i, cfg in enumerate(cfgs):
             n = cfg.task.num_labels
-            data = {"train": toy_split(30 + 5 * i, n, seed=i), "validation": toy_split(20, n, seed=99)}
-            jobs.append(Job(cfg, data, pad_token_id=0))
+            answers = ClassAnswers(cfg, cfg.task, cast(Any, SimpleNamespace(pad_token_id=0)))
+            asked = toy_split(20, n, seed=99)
+            scored = {"validation": ScoredSplit(answers, Split(asked, asked, Gold(asked.labels)))}
+            jobs.append(Job(cfg, answers, toy_split(30 + 5 * i, n, seed=i), scored))
         return attached, jobs
 
     return build

@@ -128,7 +128,7 @@ def test_the_most_probable_label_is_transformers_own(tmp_path, experiment, model
     network.eval()
     assert cfg.task.micro_text is not None and cfg.in_context is not None  # noqa: PT018
     labels, source = cfg.task.micro_text.labels, cfg.task.micro_text.source
-    rows = load_run_data(cfg).texts["validation"][:40]
+    rows = load_run_data(cfg).own.texts["validation"][:40]
     expected, chosen = [], []
     for row in rows:
         text = cfg.in_context.prompt.format(

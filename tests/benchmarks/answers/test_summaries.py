@@ -12,12 +12,10 @@ from transformers import AutoTokenizer
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
 from peft_bench.answers.decoding import read
-from peft_bench.answers.job import Job
-from peft_bench.answers.texts import TextWriter
+from peft_bench.answers.texts import TextAnswers
 from peft_bench.backbones.files import MICRO_BACKBONES
 from peft_bench.backbones.loading import load_backbone
 from peft_bench.config.compose import compose_run
-from peft_bench.config.schema import generation_of
 from peft_bench.metrics.rouge import rouge
 from peft_bench.micro.data_to_text import held_words
 from peft_bench.micro.lexicon import IN_OPINION, IN_SETTING
@@ -42,9 +40,9 @@ def config(*words: str) -> Any:
 
 @pytest.fixture(scope="module")
 def writer():
-    generation = generation_of(config().task, config().scale)
-    assert generation is not None
-    return TextWriter(generation, AutoTokenizer.from_pretrained(MICRO_BACKBONES / "micro_bart"), decoder_only=False)
+    cfg = config("trainer.loss_reduction=token_mean")
+    tokenizer = AutoTokenizer.from_pretrained(MICRO_BACKBONES / "micro_bart")
+    return TextAnswers(cfg, cfg.task, tokenizer, decoder_only=False)
 
 
 def test_rouge_is_its_definition():
@@ -110,15 +108,15 @@ def test_bart_reads_and_writes_whole_texts(writer):
 
 
 def test_the_loss_is_that_of_transformers(writer):
-    cfg = config("trainer.loss_reduction=token_mean")
+    cfg = config()
     model = load_backbone(cfg.backbone, cfg.scale, None, torch.device("cpu"), 0).model
     split = writer.pairs(["the soup was fine.", "at dawn."], ["hurrah.", "pity, baker feast."], np.zeros(2), 48)
-    job, rows = Job(cfg, {"train": split}, writer.pad, texts=writer), np.array([0, 1])
-    batch = job.training_batch(rows)
+    rows = np.array([0, 1])
+    batch = writer.training_batch(split, rows)
     labels = batch.pop("labels")
     attached = attach(model, [Full()])
     (logits,) = attached([batch])
-    ours = job.loss(logits, labels) / job.weight(rows)
+    ours = writer.loss(logits, labels) / writer.weight(split, rows)
     attached.detach()
     theirs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

@@ -9,19 +9,18 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from peft_bench.answers.job import Job
-from peft_bench.answers.words import ILLEGAL, Writer
+from peft_bench.answers.words import WordAnswers
 from peft_bench.backbones.files import MICRO_BACKBONES
 from peft_bench.backbones.loading import load_backbone
 from peft_bench.config.compose import compose_run
 from peft_bench.config.schema import RunConfig, TextConfig, text_of
+from peft_bench.metrics.scores import ILLEGAL
 from peft_bench.records.store import read_record, record_path
 from peft_bench.runs.checks import check_config
 from peft_bench.runs.identity import identity, run_id
 from peft_bench.runs.run import How, run_pack
 from peft_bench.tasks.examples import DataError, TaskData
 from peft_bench.tasks.loading import load_task
-from peft_bench.training.evaluation import has_illegal, scores
 from peft_methods.attach import attach
 from peft_methods.baselines import Full
 
@@ -32,10 +31,10 @@ def config(model_type: str, *words: str) -> RunConfig:
     return compose_run([f"backbone={BACKBONES[model_type]}", "task=glue/rte", *words])
 
 
-def writer_of(model_type: str, task: str = "rte") -> Writer:
-    cfg = config(model_type, f"task=glue/{task}")
+def writer_of(model_type: str, task: str = "rte", max_length: int = 48) -> WordAnswers:
+    cfg = config(model_type, f"task=glue/{task}", f"trainer.max_length={max_length}")
     folder = MICRO_BACKBONES / cfg.scale.backbones[model_type]
-    return Writer(cfg.task, cfg.task.micro_text, AutoTokenizer.from_pretrained(folder), model_type == "gpt2")
+    return WordAnswers(cfg, cfg.task, AutoTokenizer.from_pretrained(folder), model_type == "gpt2")
 
 
 def toy(task: str = "rte") -> TaskData:
@@ -49,7 +48,7 @@ def toy(task: str = "rte") -> TaskData:
 
 def test_t5_reads_the_source_and_writes_the_target():
     writer = writer_of("t5")
-    split = writer.tokenize(toy(), 48)["train"]
+    split = writer.tokenize(toy())["train"].examples
     batch = writer.training_batch(split, np.array([0, 1]))
     decode = writer.tokenizer.batch_decode
     assert decode(batch["input_ids"])[0] == "the baker liked the hammer. the hammer was good.</s>"
@@ -63,7 +62,7 @@ def test_t5_reads_the_source_and_writes_the_target():
 
 def test_gpt2_writes_on_behind_the_source():
     writer = writer_of("gpt2")
-    split = writer.tokenize(toy(), 48)["train"]
+    split = writer.tokenize(toy())["train"].examples
     batch = writer.training_batch(split, np.array([0, 1]))
     text = writer.tokenizer.decode(batch["input_ids"][1][batch["attention_mask"][1].bool()])
     assert text == "the baker slept. did the baker sleep?<|endoftext|> bad"
@@ -84,23 +83,22 @@ def test_the_loss_is_that_of_transformers(model_type: str):
     cfg = config(model_type)
     backbone = load_backbone(cfg.backbone, cfg.scale, None, torch.device("cpu"), 0)
     writer = writer_of(model_type)
-    data, rows = writer.tokenize(toy(), 48), np.array([0, 1])
-    job = Job(cfg, data, writer.pad, writer)
-    batch = job.training_batch(rows)
+    examples, rows = writer.tokenize(toy())["train"].examples, np.array([0, 1])
+    batch = writer.training_batch(examples, rows)
     labels = batch.pop("labels")
     attached = attach(backbone.model, [Full()])
     (logits,) = attached([batch])
     assert logits is not None
-    ours = job.loss(logits, labels) / job.weight(rows)
+    ours = writer.loss(logits, labels) / writer.weight(examples, rows)
     attached.detach()
     if model_type == "t5":
         theirs = backbone.model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels
         ).loss
     else:
-        both = zip(data["train"].rows(rows), data["train"].target_rows(rows), strict=True)
+        both = zip(examples.rows(rows), examples.target_rows(rows), strict=True)
         whole = [torch.from_numpy(np.concatenate(pair)).long() for pair in both]
-        sources = data["train"].lengths
+        sources = examples.lengths
         inputs = torch.nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=writer.pad)
         wanted = torch.nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=-100)
         for row, length in enumerate(sources):
@@ -127,25 +125,15 @@ def test_an_answer_ends_where_it_ends(model_type: str):
     assert writer.read(written).tolist() == [0, ILLEGAL, ILLEGAL, ILLEGAL]
 
 
-def test_an_illegal_answer_is_a_wrong_one():
-    task = config("t5", "task=glue/mrpc").task
-    labels = np.array([1, 1, 0, 0])
-    found = scores(task, np.array([1, ILLEGAL, ILLEGAL, 0]), labels)
-    assert found["accuracy"] == 0.5
-    assert found["f1"] == pytest.approx(2 * 1 / (2 * 1 + 1 + 1))  # one hit, one miss, one false alarm
-    assert has_illegal(task, np.array([1, ILLEGAL]))
-    assert not has_illegal(task, labels)
-
-
 def test_a_source_that_is_too_long_loses_its_end():
     for model_type in BACKBONES:
-        writer = writer_of(model_type)
-        split = writer.tokenize(toy(), 8)["train"]
+        writer = writer_of(model_type, max_length=8)
+        split = writer.tokenize(toy())["train"].examples
         batch = writer.training_batch(split, np.array([0, 1]))
         assert batch["input_ids"].shape[1] == 8 - (model_type == "gpt2")  # its last token is only predicted
         assert split.input_ids[split.offsets[1:] - 1].tolist() == [writer.end] * 2
     with pytest.raises(DataError, match=r"max_length=3, expected \d to 128"):
-        writer_of("gpt2").tokenize(toy(), 3)
+        writer_of("gpt2", max_length=3).tokenize(toy())
 
 
 BAD_TEXTS: list[tuple[TextConfig | None, str]] = [
@@ -164,10 +152,11 @@ def test_bad_text_forms_are_refused(text: TextConfig | None, message: str):
 
 
 def test_a_word_of_nothing_is_refused():
-    cfg = config("t5")
-    writer = Writer(cfg.task, TextConfig("{sentence1}", ["good", ""]), writer_of("t5").tokenizer, False)
+    cfg = config("t5", "trainer.max_length=48")
+    task = dataclasses.replace(cfg.task, micro_text=TextConfig("{sentence1}", ["good", ""]))
+    writer = WordAnswers(cfg, task, writer_of("t5").tokenizer, False)
     with pytest.raises(DataError, match="makes no token of ''"):
-        writer.tokenize(toy(), 48)
+        writer.tokenize(toy())
 
 
 def test_every_task_is_written_differently_for_every_label():
@@ -175,10 +164,10 @@ def test_every_task_is_written_differently_for_every_label():
         for model_type in BACKBONES:
             cfg = config(model_type, f"task=glue/{task}")
             check_config(cfg)
-            writer = writer_of(model_type, task)
+            writer = writer_of(model_type, task, max_length=64)
             data = load_task(cfg.task, cfg.scale, None)
             few = TaskData({"train": data.texts["train"][:50]}, {"train": data.labels["train"][:50]}, "", "")
-            split = writer.tokenize(few, 64)["train"]
+            split = writer.tokenize(few)["train"].examples
             tokens = torch.from_numpy(np.stack(split.target_rows(np.arange(50))).astype(np.int64))
             assert writer.read(tokens).tolist() == data.labels["train"][:50].tolist()
             assert len(split.target_rows(np.arange(1))[0]) == 2  # one word of the language, and the end

@@ -109,7 +109,7 @@ def test_where_the_bias_of_a_regression_starts(short, start, expected, monkeypat
 
     def looking(attached, jobs, *rest, **kwargs):
         seen["bias"] = attached.run(0).head.out_proj.bias.item()
-        seen["mean"] = jobs[0].data["train"].labels.mean()
+        seen["mean"] = jobs[0].training.labels.mean()
         return train(attached, jobs, *rest, **kwargs)
 
     monkeypatch.setattr(training, "train", looking)

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from peft_bench.answers.words import WordAnswers
 from peft_bench.backbones.loading import load_backbone
 from peft_bench.config.compose import compose_job, register
 from peft_bench.records.places import RECORDS
@@ -100,7 +102,11 @@ def test_a_batch_that_mixes_tasks_gives_the_answers_of_one_task_at_a_time(tmp_pa
         attached.eval()
         splits = ["validation", "validation_matched", "validation"]
         rows = [np.arange(start, start + n) for start, n in ((0, 24), (5, 7), (50, 13))]
-        batches = [job.question_batch(job.data[s], r) for job, s, r in zip(jobs, splits, rows, strict=True)]
+        asked = [(job.scored[s].answers, job.scored[s].split) for job, s in zip(jobs, splits, strict=True)]
+        batches = [
+            cast(WordAnswers, answers).question_batch(split.questions, r)
+            for (answers, split), r in zip(asked, rows, strict=True)
+        ]
         mixed = attached.generate(batches, max_new_tokens=6, do_sample=False)
         for k, own in enumerate(batches):
             alone = attached.generate([own if i == k else None for i in range(3)], max_new_tokens=6, do_sample=False)

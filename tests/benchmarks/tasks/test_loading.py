@@ -1,23 +1,21 @@
-"""Loading, checking, hashing and tokenizing a task's rows; every file here is made by the test."""
+"""Loading, checking and hashing a task's rows; every file here is made by the test."""
 
 import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from datasets import Dataset
-from transformers import AutoTokenizer
 
-from peft_bench.answers.tokens import collate, tokenize, tokenizer_sha256
 from peft_bench.config.compose import compose_run
-from peft_bench.config.schema import CONF_DIR, BackboneConfig, ScaleConfig, TaskConfig
-from peft_bench.rehearsal.standins import make_backbone
+from peft_bench.config.schema import CONF_DIR, ScaleConfig, TaskConfig
 from peft_bench.tasks.examples import DataError
 from peft_bench.tasks.loading import load_task
 
 PUBLISHED = ScaleConfig(name="paper", data="published")
+
+
 WITH_TEST = ScaleConfig(name="small", data="published", evaluate_test=True)
 
 
@@ -27,6 +25,8 @@ def config(name, **changes):
 
 
 RTE = config("rte")
+
+
 ROWS: dict[str, list[Any]] = {
     "sentence1": ["A cat sat.", "Dogs bark ", "It rains.", ""],
     "sentence2": ["A cat.", "Cats bark.", "Ça va?", "No."],
@@ -207,90 +207,9 @@ def test_generated_task():
     assert all(len(data.texts[split]) == len(labels) for split, labels in data.labels.items())
 
 
-# Tokenizing
-
-
-@pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory):
-    root = tmp_path_factory.mktemp("backbones")
-    folders = {}
-    for name in ("bert_base_uncased", "roberta_base"):
-        backbone = BackboneConfig(**yaml.safe_load((CONF_DIR / f"backbone/{name}.yaml").read_text()))
-        folders[backbone.model_type] = make_backbone(root, backbone)
-    return {kind: AutoTokenizer.from_pretrained(folder) for kind, folder in folders.items()}
-
-
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
-def test_tokens_are_those_of_the_library(write, tmp_path, tokenizers, kind):
-    data, tokenizer = load_task(RTE, PUBLISHED, str(tmp_path)), tokenizers[kind]
-    with_types = kind == "bert"
-    split = tokenize(data, tokenizer, 10, with_types)["train"]
-    assert len(split) == 4
-    for i, (a, b) in enumerate(data.texts["train"]):
-        alone = tokenizer(a, b, truncation="longest_first", max_length=10, return_token_type_ids=True)
-        row = slice(split.offsets[i], split.offsets[i + 1])
-        assert split.input_ids[row].tolist() == alone["input_ids"]
-        if split.token_type_ids is not None:
-            assert split.token_type_ids[row].tolist() == alone["token_type_ids"]
-    assert split.lengths.max() == 10  # some row was truncated
-    assert (split.token_type_ids is None) == (kind == "roberta")
-
-
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
-def test_batches_equal_those_the_library_pads(write, tmp_path, tokenizers, kind):
-    data, tokenizer = load_task(RTE, PUBLISHED, str(tmp_path)), tokenizers[kind]
-    split = tokenize(data, tokenizer, 48, kind == "bert")["train"]
-    order = np.array([3, 0, 0, 2])
-    texts = [data.texts["train"][i] for i in order]
-    theirs = tokenizer([a for a, _ in texts], [b for _, b in texts], padding=True, return_tensors="pt")
-    ours = collate(split, order, tokenizer.pad_token_id)
-    assert ours.keys() == {"input_ids", "attention_mask", "labels"} | ({"token_type_ids"} if kind == "bert" else set())
-    for name in ours.keys() - {"labels"}:
-        assert torch.equal(ours[name], theirs[name]), name
-        assert ours[name].dtype == torch.int64
-    assert ours["labels"].tolist() == [1, 0, 0, 0]
-    assert ours["labels"].dtype == torch.int64
-
-
-def test_regression_batches_are_float32(write, tmp_path, tokenizers):
-    task = dataclasses.replace(RTE, num_labels=1, label_range=[0, 5])
-    split = tokenize(load_task(task, PUBLISHED, str(tmp_path)), tokenizers["bert"], 48, True)["train"]
-    assert collate(split, np.array([1, 2]), 0)["labels"].dtype == torch.float32
-
-
-def test_single_texts(tmp_path, tokenizers):
-    folder = tmp_path / "glue" / "sst2"
-    folder.mkdir(parents=True)
-    for split in ("train", "validation"):
-        Dataset.from_dict({"sentence": ["a red house", "no"], "label": [1, 0]}).to_parquet(folder / f"{split}.parquet")
-    rows = tokenize(load_task(config("sst2"), PUBLISHED, str(tmp_path)), tokenizers["bert"], 16, True)["validation"]
-    assert rows.lengths.tolist() == [5, 3]
-    assert rows.token_type_ids is not None
-    assert not rows.token_type_ids.any()
-
-
-def test_tokens_are_kept_by_content_tokenizer_and_length(write, tmp_path, tokenizers):
-    data, tokenizer = load_task(RTE, PUBLISHED, str(tmp_path)), tokenizers["bert"]
-    first = tokenize(data, tokenizer, 20, True)
-    assert tokenize(dataclasses.replace(data), tokenizer, 20, True) is first
-    others = [(tokenizer, 21, True), (tokenizer, 20, False), (tokenizers["roberta"], 20, True)]
-    assert all(tokenize(data, *other) is not first for other in others)
-
-
-def test_tokenizer_hash_does_not_depend_on_use(tokenizers, tmp_path):
-    tokenizers["bert"].save_pretrained(tmp_path)
-    fresh = AutoTokenizer.from_pretrained(tmp_path)
-    fresh("a long sentence", truncation=True, max_length=4, padding="max_length")
-    assert tokenizer_sha256(fresh) == tokenizer_sha256(tokenizers["bert"]) != tokenizer_sha256(tokenizers["roberta"])
-
-
-@pytest.mark.parametrize("length", [3, 513])
-def test_impossible_length(write, tmp_path, tokenizers, length):
-    with pytest.raises(DataError, match=rf"trainer.max_length={length}, expected 4 to 512 tokens"):
-        tokenize(load_task(RTE, PUBLISHED, str(tmp_path)), tokenizers["bert"], length, True)
-
-
 SQUAD = compose_run(["task=squad_by_title"]).task
+
+
 ARTICLES = {
     "title": [f"article {i % 10}" for i in range(40)],
     "question": [f"who was number {i}?" for i in range(40)],
