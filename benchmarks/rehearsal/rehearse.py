@@ -13,18 +13,19 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from ..config.init_from import parent_configs
 from ..config.schema import RunConfig, is_control
 from ..records.places import TABLES as TABLES_FOLDER
 from ..records.store import predictions_path, read_record, record_path
 from .acts import STEPS, Act, compose_act, layers_of, tasks_of
+from .hub_cache import hub_cache
 from .offline import no_network
+from .standin_data import make_task
+from .standins import make_backbone
 
 
 def build_standins(cfgs: Sequence[RunConfig]) -> None:
     """The backbones and data that these runs, and their parents, read."""
-    from ..runs.parents import parent_configs
-    from .standins import make_backbone, make_task
-
     children = {(c.init_from.experiment, c.init_from.task, c.settings): c for c in cfgs if c.init_from is not None}
     everyone = [*cfgs, *(parent_configs(child)[0] for child in children.values())]
     everyone = [cfg for cfg in everyone if not cfg.scale.backbones]  # the others have what they need
@@ -37,9 +38,9 @@ def build_standins(cfgs: Sequence[RunConfig]) -> None:
 
 def rehearse(cfg: RunConfig) -> list[str]:
     """One run, from configuration to record; what is wrong with the record, nothing if it is as it must be."""
-    from ..runs.run import run
+    from ..runs.run import How, run
 
-    outcome = run(cfg, show_progress=False)
+    outcome = run(cfg, How(show_progress=False))
     if outcome.status == "failed":
         return [f"failed: {outcome.message}"]
     record = read_record(record_path(cfg.results_dir, cfg.experiment, outcome.run_id))
@@ -148,8 +149,6 @@ def perform_acts(acts: Sequence[Act], folder: Path, attempts: list[str], workers
     for (act, group), (problems, seconds, found) in zip(cfgs.items(), _performed(cfgs.values(), workers), strict=True):
         tally.add(act.experiment, act.settings, len(group), problems, seconds)
         reached += found
-    from .standins import hub_cache
-
     local = one_of_each([cfg for cfg in everyone if not cfg.scale.backbones])
     backbones = [(str(cfg.backbone_dir), cfg.backbone) for cfg in local]
     tasks = [(str(cfg.data_dir), task) for cfg in local for task in tasks_of(cfg)]
