@@ -8,12 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
-from ..backbones.folders import weights_of
-=======
 from ..backbones.folders import weights_of
 from ..config.departures import departures, unused_decoding
->>>>>>> walk
 from ..config.schema import RunConfig, is_control
 from ..records.places import TRAINED
 from ..tasks.examples import RunData
