@@ -28,7 +28,7 @@ from transformers.initialization import no_init_weights
 
 from ..config.kinds import kind_of
 from ..config.schema import BackboneConfig, ScaleConfig
-from .folders import BackboneError, folder_of, stand_in, weights_digest
+from .location import BackboneError, folder_of, stand_in, weights_digest
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def load_backbone(
     """The frozen model in eval mode on `device`, with its tokenizer. `seed` draws the weights of pretrained=false."""
     stands_in = stand_in(backbone, scale)
     folder = folder_of(backbone, scale, backbone_dir)
-    fields = (backbone.model_type, backbone.pooler, backbone.pretrained, backbone.dtype)
+    fields = (backbone.model_type, backbone.pooler, backbone.dtype)
     model, tokenizer = _load(str(folder), *fields, str(device), None if backbone.pretrained else seed)
     sha256 = weights_digest(folder) if backbone.pretrained else "random"
     if stands_in:
@@ -76,15 +76,16 @@ def empty_backbone(folder: Path, pooler: bool) -> tuple[PreTrainedModel, PreTrai
 
 @functools.lru_cache(maxsize=4)
 def _load(
-    folder: str, model_type: str, pooler: bool, pretrained: bool, dtype: str, device: str, seed: int | None
+    folder: str, model_type: str, pooler: bool, dtype: str, device: str, seed: int | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """seed: of random weights in place of the checkpoint's."""
     kwargs: dict[str, Any] = {"attn_implementation": "sdpa", "dtype": getattr(torch, dtype)}
     try:
         config = AutoConfig.from_pretrained(folder)
         if config.model_type != model_type:
             raise BackboneError(f"{folder} is a {config.model_type!r}, expected {model_type!r}; change backbone=...")
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        if pretrained:
+        if seed is None:
             with _quiet():
                 model, found = _class_of(config).from_pretrained(
                     folder, use_safetensors=True, output_loading_info=True, **_pooler(config, pooler), **kwargs
@@ -98,7 +99,7 @@ def _load(
                 )
         else:
             with torch.random.fork_rng():
-                torch.manual_seed(seed or 0)
+                torch.manual_seed(seed)
                 model = empty_model(config, pooler, **kwargs)
     except (OSError, SafetensorError) as error:
         raise BackboneError(f"cannot load a backbone from {folder}: {str(error).splitlines()[0]}") from error

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..backbones.folders import MICRO_BACKBONES
+from ..backbones.location import MICRO_BACKBONES
 from .builders import BUILDERS, Sizes
 from .objectives import check_objective, documents_of
 from .real_text import read_documents

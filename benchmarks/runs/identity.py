@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ..backbones.folders import shipped_digest, stand_in
+from ..backbones.location import shipped_digest, stand_in
 from ..config.compose import method_class
 from ..config.schema import RunConfig, is_control
 from ..config.science import scientific

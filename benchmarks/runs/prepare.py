@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..backbones.folders import weights_of
+from ..backbones.location import weights_of
 from ..config.departures import departures, unused_decoding
 from ..config.schema import RunConfig, is_control
 from ..records.places import TRAINED

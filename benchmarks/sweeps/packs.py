@@ -19,8 +19,8 @@ from peft_methods.attach import attach, why_alone
 from peft_methods.counting import count_parameters
 from peft_methods.heads import ClassificationHead
 
-from ..backbones.folders import folder_of
 from ..backbones.loading import empty_backbone
+from ..backbones.location import folder_of
 from ..config.compose import build_method
 from ..config.kinds import writes_text
 from ..config.schema import RunConfig, is_control

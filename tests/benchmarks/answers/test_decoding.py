@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from peft_bench.answers.decoding import clean_up, end_tokens, read, token_of, write
-from peft_bench.backbones.folders import MICRO_BACKBONES
+from peft_bench.backbones.location import MICRO_BACKBONES
 from peft_bench.config.schema import DecodingConfig
 from peft_methods.attach import attach
 from peft_methods.lora import Lora

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from peft_bench.answers.in_context import InContext, check_in_context, draw
-from peft_bench.backbones.folders import MICRO_BACKBONES as BACKBONES
+from peft_bench.backbones.location import MICRO_BACKBONES as BACKBONES
 from peft_bench.config.compose import compose_job, register
 from peft_bench.config.schema import InContextConfig
 from peft_bench.pretraining.folder import load_tokenizer

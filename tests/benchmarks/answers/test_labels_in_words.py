@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from peft_bench.answers.words import WordAnswers
-from peft_bench.backbones.folders import MICRO_BACKBONES
+from peft_bench.backbones.location import MICRO_BACKBONES
 from peft_bench.config.compose import compose_run
 from peft_bench.config.schema import RunConfig
 from peft_bench.metrics.scores import ILLEGAL

@@ -13,8 +13,8 @@ from transformers.models.bart.modeling_bart import shift_tokens_right
 
 from peft_bench.answers.decoding import read
 from peft_bench.answers.texts import TextAnswers
-from peft_bench.backbones.folders import MICRO_BACKBONES
 from peft_bench.backbones.loading import load_backbone
+from peft_bench.backbones.location import MICRO_BACKBONES
 from peft_bench.config.compose import compose_run
 from peft_bench.metrics.rouge import rouge
 from peft_bench.micro.data_to_text import held_words

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from peft_bench.answers.sequences import IGNORED
 from peft_bench.answers.texts import TextAnswers
 from peft_bench.answers.tokens import Tokens
-from peft_bench.backbones.folders import MICRO_BACKBONES
+from peft_bench.backbones.location import MICRO_BACKBONES
 from peft_bench.cli import main
 from peft_bench.config.compose import compose_run
 from peft_bench.config.schema import RunConfig

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoTokenizer
 
 from peft_bench.answers.words import WordAnswers
-from peft_bench.backbones.folders import MICRO_BACKBONES
 from peft_bench.backbones.loading import load_backbone
+from peft_bench.backbones.location import MICRO_BACKBONES
 from peft_bench.config.compose import compose_run
 from peft_bench.config.schema import RunConfig, TextConfig, text_of
 from peft_bench.metrics.scores import ILLEGAL

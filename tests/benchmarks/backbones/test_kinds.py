@@ -7,8 +7,8 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer
 
-from peft_bench.backbones.folders import MICRO_BACKBONES, BackboneError
 from peft_bench.backbones.loading import empty_backbone, empty_model, load_backbone
+from peft_bench.backbones.location import MICRO_BACKBONES, BackboneError
 from peft_bench.config.kinds import KINDS, Kind, kind_of, writes_text
 from peft_bench.config.schema import BackboneConfig, ScaleConfig
 from peft_methods.architectures import ARCHITECTURES

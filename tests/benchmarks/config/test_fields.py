@@ -130,5 +130,5 @@ def test_a_record_has_all_but_places_and_versions():
 
 
 def test_the_schema_and_what_is_known_of_backbones_load_without_torch():
-    code = "import sys, peft_bench.config.science, peft_bench.backbones.folders; assert 'torch' not in sys.modules"
+    code = "import sys, peft_bench.config.science, peft_bench.backbones.location; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

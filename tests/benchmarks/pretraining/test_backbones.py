@@ -15,8 +15,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from peft_bench.backbones.folders import stand_in
 from peft_bench.backbones.loading import untie_output_layer
+from peft_bench.backbones.location import stand_in
 from peft_bench.config.compose import compose_run
 from peft_bench.config.schema import BackboneConfig
 from peft_bench.micro.corpus import corpus

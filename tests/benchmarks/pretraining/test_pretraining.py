@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from peft_bench.backbones.folders import MICRO_BACKBONES
+from peft_bench.backbones.location import MICRO_BACKBONES
 from peft_bench.micro.language import LANGUAGE_VERSION
 from peft_bench.micro.tasks import TASKS, load_micro
 from peft_bench.pretraining import command, settings

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from peft_bench.backbones.folders import MICRO_BACKBONES
+from peft_bench.backbones.location import MICRO_BACKBONES
 from peft_bench.config.compose import compose_run
 from peft_bench.config.schema import RunConfig
 from peft_bench.runs.run import run_pack

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from peft_bench.backbones import folders
-from peft_bench.backbones.folders import MICRO_BACKBONES, BackboneError, weights_digest, weights_of
+from peft_bench.backbones import location
+from peft_bench.backbones.location import MICRO_BACKBONES, BackboneError, weights_digest, weights_of
 from peft_bench.config import recorded
 from peft_bench.config.compose import choices, compose_run, method_choice, method_class, task_choice
 from peft_bench.config.recorded import as_recorded, run_config
@@ -122,7 +122,7 @@ def test_the_weights_count_wherever_they_lie(tmp_path):
 def test_a_shipped_backbones_configuration_counts(base, tmp_path, monkeypatch):
     copy = tmp_path / "micro_roberta"
     shutil.copytree(MICRO_BACKBONES / "micro_roberta", copy)
-    monkeypatch.setattr(folders, "MICRO_BACKBONES", tmp_path)
+    monkeypatch.setattr(location, "MICRO_BACKBONES", tmp_path)
     assert made() == base
     config = copy / "config.json"
     config.write_text(config.read_text().replace('"initializer_range": 0.07', '"initializer_range": 0.02'))

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from peft_bench.backbones import folders
+from peft_bench.backbones import location
 from peft_bench.config.compose import compose_run
 from peft_bench.config.init_from import command
 from peft_bench.config.schema import RunConfig, TrackingConfig
@@ -121,13 +121,13 @@ def test_where_the_bias_of_a_regression_starts(short, start, expected, monkeypat
 def test_a_checkpoint_that_lacks_tensors_is_refused(short, tmp_path, monkeypatch):
     """transformers would fill them with random values."""
     copy = tmp_path / "backbones" / "micro_bert"
-    shutil.copytree(folders.MICRO_BACKBONES / "micro_bert", copy)
+    shutil.copytree(location.MICRO_BACKBONES / "micro_bert", copy)
     tensors = load_file(copy / "model.safetensors")
     name = next(name for name in tensors if name.endswith("layer.1.attention.self.query.weight"))
     save_file(
         {key: tensor for key, tensor in tensors.items() if key != name}, copy / "model.safetensors", {"format": "pt"}
     )
-    monkeypatch.setattr(folders, "MICRO_BACKBONES", copy.parent)
+    monkeypatch.setattr(location, "MICRO_BACKBONES", copy.parent)
     with pytest.raises(ValueError, match=r"lacks 1 tensors of the backbone, .*query\.weight first"):
         run(short("experiment=houlsby2019/table1_full", "task=glue/sst2"))
 
