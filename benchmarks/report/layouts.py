@@ -58,7 +58,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if kind is Any:
         return value
     if origin is tuple and is_dataclass(inner[0]):
-        return tuple(_entries(inner[0], value, where))  # type: ignore[type-var]
+        return tuple(_entries(inner[0], value, where))  # type: ignore[arg-type]
     if origin is tuple and isinstance(value, list):
         return tuple(_value(inner[0], one, where) for one in value)
     if origin is dict and isinstance(value, Mapping):

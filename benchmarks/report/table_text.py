@@ -16,7 +16,8 @@ from .table import AVERAGE, Table
 def table_markdown(cells: pd.DataFrame, table: Table, swept: Collection[str]) -> str:
     """The table of `table_cells`, its legend and its notes."""
     seeds = int(cells["seeds"].max())
-    cells = cells.assign(flags=[_flags(cell, table) for cell in cells.to_dict("records")])
+    flags = [_flags(cell, table) for cell in cells.to_dict("records")]
+    cells = cells.assign(flags=pd.Series(flags, index=cells.index, dtype=object))
     lines = []
     for label, of_row in cells.groupby("row", sort=False):
         in_row = of_row.to_dict("records")

@@ -84,7 +84,7 @@ def ensembles_page(table: pd.DataFrame, scale: str) -> str:
         f"T31, prompts cost less than models: fewer bytes in {smaller} of {len(cheaper)}, one pass with all "
         f"prompts takes less time than as many models in {faster}. Answers of full length; a "
         "model is the backbone without a prompt.",
-        "T32, a batch may mix tasks, is exact and a test (tests/benchmarks/test_ensemble.py).",
+        "T32, a batch may mix tasks, is exact and a test (tests/benchmarks/studies/test_ensemble.py).",
         f"Answers that differ from the records', which were made in other packs: {cheaper['changed_answers'].sum()}.",
     ]
     return page(

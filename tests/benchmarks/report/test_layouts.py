@@ -90,8 +90,8 @@ def test_every_experiment_of_a_layout_exists() -> None:
     assert len(named) > 100
     assert named <= {*choices("experiment")}
     assert all(table.rows for table in tables if not table.open)
-    for entry in (*paper_tables(), *read_papers()):
-        assert (DIRECTORY / f"{entry.name}.csv").is_file()
+    for name in [table.name for table in paper_tables()] + [claims.name for claims in read_papers()]:
+        assert (DIRECTORY / f"{name}.csv").is_file()
 
 
 def test_every_layout_is_some_pages_and_every_page_has_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
