@@ -86,12 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         sentence = " ".join(str(error).split())
     except AssertionError as error:
-        if "Unexpected type for root" not in str(error):
+        from .config.compose import explain, reaches_into_null
+
+        if not reaches_into_null(error):
             raise
-        sentence = (
-            "an override reaches into a part that is null here; init_from.* is only for tasks that start from a parent "
-            "(name them in task=...)"
-        )
+        sentence = explain(error)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130

@@ -16,6 +16,8 @@ Texts = Sequence[Sequence[str]]  # one row per example: its one or two text colu
 class Majority:
     """Predicts the most frequent training label; for regression the mean."""
 
+    result_version = 1
+
     def fit(self, texts: Texts, labels: np.ndarray, regression: bool) -> "FittedControl":
         model = DummyRegressor() if regression else DummyClassifier(strategy="most_frequent")
         return FittedControl(Pipeline([("model", model)]), raw=False).fit(texts, labels)
@@ -28,6 +30,7 @@ class BagOfWords:
     regularization: scikit-learn's C; ridge uses alpha = 1 / C.
     """
 
+    result_version = 1
     regularization: float
 
     def fit(self, texts: Texts, labels: np.ndarray, regression: bool) -> "FittedControl":

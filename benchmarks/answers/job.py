@@ -4,9 +4,7 @@ A backbone with a head classifies; one that writes is trained on the tokens of t
 label in words (`writer`), or a text that is compared with references (`texts`).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +24,7 @@ from .words import Writer
 @dataclass
 class Job:
     """writer, texts: None where the run classifies, at most one of them. transfers: the writers of the tasks that the
-    run is scored on besides. on_evaluation: who wants to hear of them. references, truth: of the inputs of each split,
+    run is scored on besides. references, truth: of the inputs of each split,
     for the scores of texts during training."""
 
     cfg: RunConfig
@@ -37,7 +35,6 @@ class Job:
     transfers: dict[str, Writer] = field(default_factory=dict)
     references: dict[str, list[list[str]]] = field(default_factory=dict)
     truth: dict[str, np.ndarray] = field(default_factory=dict)
-    on_evaluation: Callable[[dict[str, Any]], None] = lambda point: None
 
     @property
     def train_split(self) -> TokenizedSplit:

@@ -1,8 +1,8 @@
 """From Hydra overrides to a RunConfig.
 
-`register()` stores the schema (config.py) with Hydra; conf/config.yaml starts from it, so a misspelt key fails at
-composition. Every file of conf/method/ inherits the schema node of its dataclass (`/schema/method@_here_: lora`) for
-the same reason.
+`register()` stores the schema (schema.py) with Hydra; conf/config.yaml starts from it, so a misspelt key fails at
+composition. For the same reason every file of conf/method/ inherits the schema node of its name
+(`/schema/method@_here_: lora`), made of the fields of its `_target_`.
 """
 
 import dataclasses
@@ -10,9 +10,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -23,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from . import schema
-from .schema import CONF_DIR, BackboneConfig, RunConfig
+from .schema import CONF_DIR, BackboneConfig, DecodingConfig, RunConfig
 
 CONFIGURATION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)  # of reading YAML files and overrides
 
@@ -50,26 +52,14 @@ def compose_job(overrides: Sequence[str]) -> RunConfig:
         raise ValueError(f"{' '.join(overrides)}: {explain(error)}") from error
 
 
+@cache
 def register() -> None:
-    """Store the schema in Hydra's ConfigStore; safe to call twice."""
-    from peft_methods.baselines import Full, FullTop, HeadOnly
-    from peft_methods.bitfit import BitFit
-    from peft_methods.bottleneck import AdapterL, Houlsby, Parallel, Pfeiffer, SharedPfeiffer
-    from peft_methods.composition import Composition
-    from peft_methods.ia3 import IA3
-    from peft_methods.layer_norm import LayerNorm
-    from peft_methods.lora import Lora
-    from peft_methods.prefix import Infix, Prefix
-    from peft_methods.prompt import Prompt
-
-    from ..controls import BagOfWords, Majority
-
+    """Store the schema in Hydra's ConfigStore: of a run, and of each file of conf/method/ by the class it names."""
     store = ConfigStore.instance()
     store.store(group="schema", name="run", node=RunConfig, package="_global_")
-    trained = (Full, FullTop, HeadOnly, BitFit, LayerNorm, Lora, IA3, Prefix, Infix, Prompt, Composition)
-    adapters = (AdapterL, Houlsby, Parallel, Pfeiffer, SharedPfeiffer)
-    for method in (*trained, *adapters, Majority, BagOfWords):
-        store.store(group="schema/method", name=method.__name__.lower(), node=_method_schema(method))
+    for path in sorted((CONF_DIR / "method").glob("*.yaml")):
+        target = yaml.safe_load(path.read_text(encoding="utf-8"))["_target_"]
+        store.store(group="schema/method", name=path.stem, node=_method_schema(method_class(target)))
 
 
 def typed(cfg: DictConfig) -> RunConfig:
@@ -96,6 +86,17 @@ def _not_in_schema(cfg: DictConfig, prefix: str) -> list[str]:
     return wrong
 
 
+def method_class(target: str) -> Any:
+    """The class that a method's `_target_` names. Raises ValueError where there is none."""
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"method._target_={target}: {error}; expected the full name of a class, as in conf/method/lora.yaml"
+        ) from error
+
+
 def build_method(method: Mapping[str, Any]) -> Any:
     """The method of a configuration; those within a composition stay objects, not configurations of their own."""
     return instantiate(dict(method), _convert_="all")
@@ -103,15 +104,24 @@ def build_method(method: Mapping[str, Any]) -> Any:
 
 def backbone_choice(name: str) -> BackboneConfig:
     """conf/backbone/<name>.yaml alone. Composing a whole run costs a quarter of a second, this a hundredth."""
-    part = OmegaConf.merge(OmegaConf.structured(BackboneConfig), OmegaConf.load(_choice("backbone", name)))
-    return cast(BackboneConfig, OmegaConf.to_object(part))
+    return cast(BackboneConfig, _file_alone(BackboneConfig, "backbone", name))
+
+
+def decoding_choice(name: str) -> DecodingConfig:
+    """conf/decoding/<name>.yaml alone."""
+    return cast(DecodingConfig, _file_alone(DecodingConfig, "decoding", name))
+
+
+def _file_alone(kind: type, group: str, name: str) -> Any:
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.load(_choice(group, name))))
 
 
 def method_choice(name: str, settings: str = "") -> dict[str, Any]:
     """conf/method/<name>.yaml alone with `settings`, such as "rank=4 targets=[query]", as a run's `method`."""
+    register()
     part = cast(DictConfig, OmegaConf.load(_choice("method", name)))
-    (schema,) = (entry[key] for entry in part.pop("defaults") if isinstance(entry, DictConfig) for key in entry)
-    node = ConfigStore.instance().load(f"schema/method/{schema}.yaml").node
+    del part["defaults"]
+    node = ConfigStore.instance().load(f"schema/method/{name}.yaml").node
     merged = OmegaConf.merge(node, part, OmegaConf.from_dotlist(settings.split()))
     return cast(dict[str, Any], OmegaConf.to_container(merged, throw_on_missing=True))
 
@@ -130,17 +140,33 @@ def choices(group: str) -> list[str]:
 
 def task_choice(dataset: str, name: str) -> str:
     """What follows `task=` ("glue/rte", "wnli", "e2e_tokenized"): the file of conf/task/ with both; else the name."""
-    return _task_files().get((dataset, name), name)
+    return _task_files().get((dataset, name), (name, 1))[0]
+
+
+def task_version(dataset: str, name: str) -> int:
+    """The result version of a task today: of the file of conf/task/ with both; 1 without one."""
+    return _task_files().get((dataset, name), (name, 1))[1]
 
 
 @cache
-def _task_files() -> dict[tuple[str, str], str]:
+def _task_files() -> dict[tuple[str, str], tuple[str, int]]:
+    """Data set and name -> choice and result version."""
     files = {choice: OmegaConf.load(_choice("task", choice)) for choice in choices("task")}
-    return {(file.dataset, file.name): choice for choice, file in files.items()}
+    return {(file.dataset, file.name): (choice, file.version) for choice, file in files.items()}
+
+
+def reaches_into_null(error: AssertionError) -> bool:
+    """Whether OmegaConf failed at an override within a part that is null."""
+    return "Unexpected type for root" in str(error)
 
 
 def explain(error: Exception) -> str:
     """Why a configuration could not be composed, as one sentence: Hydra's message with what exists instead."""
+    if isinstance(error, AssertionError) and reaches_into_null(error):
+        return (
+            "an override reaches into a part that is null here; init_from.* is only for tasks that start from a parent "
+            "(name them in task=...)"
+        )
     both = [str(reason).partition("Config search path:")[0] for reason in (error, error.__cause__) if reason]
     text = " ".join(" ".join(both).split())
     if missing := re.search(r"Could not find '(\w+)/([^']*)'", text):

@@ -17,13 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .compose import compose_cfg, explain, typed
-from .schema import RunConfig
+from .schema import CONF_DIR, RunConfig
 
 Values = dict[str, Any]  # dotted key -> value
-_CHOICES = {
-    *("experiment", "settings", "scale", "task", "backbone", "method", "trainer", "decoding", "tracking", "recipe"),
-    *("tuned", "task_at", "hand_written", "start_words", "in_context"),
-}
+_CHOICES = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}  # keys that choose a file
 
 
 def compose_all(jobs: Sequence[Sequence[str]]) -> list[RunConfig]:

@@ -28,7 +28,7 @@ def expand_globs(overrides: Sequence[str]) -> list[str]:
     expanded = []
     for word in overrides:
         # Hydra would take a name without a file for "no file".
-        if word.startswith(("recipe=", "tuned=", "task_at=", "other_tasks=")):
+        if word.startswith(("recipe=", "at=", "at@")):
             raise ValueError(f"{word}: it follows from experiment, task, settings and scale; change values one by one")
         if "=glob(" not in word:
             expanded.append(word)
@@ -60,13 +60,13 @@ def load_sweep(name: str) -> list[list[str]]:
 
 def own_sweep(words: Sequence[str]) -> list[str]:
     """What the experiment file itself sweeps (tasks, grid, seeds), where the words name one experiment; some of it
-    otherwise where its tuned file says so, since a scale may have other tasks and sizes."""
+    otherwise where its file of conf/at/ says so, since a scale may have other tasks and sizes."""
     named = dict(word.split("=", 1) for word in words if word.startswith(("experiment=", "scale=")))
     experiment, scale = named.get("experiment", ""), named.get("scale", "micro")
     if not (path := CONF_DIR / "experiment" / f"{experiment}.yaml").is_file():
         return []
     params: dict[str, Any] = {}
-    for file in (path, CONF_DIR / "tuned" / scale / f"{experiment}.yaml"):
+    for file in (path, CONF_DIR / "at" / scale / f"{experiment}.yaml"):
         if file.is_file():
             params |= OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or {}
     return [f"{key}={value}" for key, value in params.items()]

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from ..config.init_from import parent_configs
 from ..config.schema import RunConfig, is_control
 from ..records.places import TABLES as TABLES_FOLDER
 from ..records.store import predictions_path, read_record, record_path
-from ..runs.parents import parent_configs
 from .acts import STEPS, Act, compose_act, layers_of, tasks_of
 from .hub_cache import hub_cache
 from .offline import no_network
@@ -38,9 +38,9 @@ def build_standins(cfgs: Sequence[RunConfig]) -> None:
 
 def rehearse(cfg: RunConfig) -> list[str]:
     """One run, from configuration to record; what is wrong with the record, nothing if it is as it must be."""
-    from ..runs.run import run
+    from ..runs.run import How, run
 
-    outcome = run(cfg, show_progress=False)
+    outcome = run(cfg, How(show_progress=False))
     if outcome.status == "failed":
         return [f"failed: {outcome.message}"]
     record = read_record(record_path(cfg.results_dir, cfg.experiment, outcome.run_id))

@@ -1,8 +1,9 @@
 """The identity of a run: what would have to change for its result to change.
 
-A hash of the resolved scientific configuration, the content of the data columns used, result versions bumped by hand
-whenever numbers move on purpose (golden loss curves in the tests fail when they move without a bump), and the
-identities of the parents. Where things lie, how they are tracked and on what device they run is recorded elsewhere.
+A hash of the resolved scientific configuration, the content of the data columns used, result versions raised by hand
+whenever numbers move on purpose (golden loss curves in the tests fail when they move without it), and the identities of
+the parents. The versions stand here (the training loop), in each method's class (`result_version`) and in conf/task/.
+Where things lie, how they are tracked and on what device they run is recorded elsewhere.
 """
 
 import dataclasses
@@ -12,42 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..backbones.files import shipped_digest, stand_in
+from ..config.compose import method_class
 from ..config.schema import RunConfig, is_control
 from ..config.science import scientific
 
 LOOP_VERSION = 1
-METHOD_VERSIONS = {
-    "peft_methods.baselines.Full": 1,
-    "peft_methods.baselines.FullTop": 1,
-    "peft_methods.baselines.HeadOnly": 1,
-    "peft_methods.bitfit.BitFit": 1,
-    "peft_methods.bottleneck.AdapterL": 1,
-    "peft_methods.bottleneck.Houlsby": 1,
-    "peft_methods.bottleneck.Parallel": 1,
-    "peft_methods.bottleneck.Pfeiffer": 1,
-    "peft_methods.bottleneck.SharedPfeiffer": 1,
-    "peft_methods.composition.Composition": 1,
-    "peft_methods.ia3.IA3": 1,
-    "peft_methods.layer_norm.LayerNorm": 1,
-    "peft_methods.lora.Lora": 1,
-    "peft_methods.prefix.Infix": 1,
-    "peft_methods.prefix.Prefix": 1,
-    "peft_methods.prompt.Prompt": 1,
-    "peft_bench.controls.Majority": 1,
-    "peft_bench.controls.BagOfWords": 1,
-}
-TASK_VERSIONS = {
-    "glue": 1,
-    "super_glue": 1,
-    "e2e_nlg": 1,
-    "e2e_nlg_tokenized": 1,
-    "web_nlg_2017": 1,
-    "dart": 1,
-    "xsum": 1,
-    "squad": 1,
-    "squad_sea": 1,
-    "mrqa": 1,
-}
 
 
 def scientific_config(cfg: RunConfig) -> dict[str, Any]:
@@ -64,24 +34,14 @@ def identity(cfg: RunConfig, data_sha256: str, parents: Sequence[str], weights: 
 
     weights: sha256 of the backbone's weights where no shipped backbone stands in (see `weights_of`).
     """
-    method = cfg.method["_target_"]
-    tasks = {name: task.dataset for name, task in cfg.transfer.items()} | {"": cfg.task.dataset}
-    datasets = {*tasks.values(), *(task.dataset for task in cfg.mixture.values())}
-    if method not in METHOD_VERSIONS or not datasets <= {*TASK_VERSIONS}:
-        known = ", ".join(sorted(datasets))
-        raise ValueError(
-            f"no result version for method {method} or one of the data sets {known}: add one to "
-            "benchmarks/runs/identity.py"
-        )
     versions: dict[str, Any] = {
         "loop": LOOP_VERSION,
-        "method": METHOD_VERSIONS[method],
-        "task": TASK_VERSIONS[tasks.pop("")],
+        "method": method_class(cfg.method["_target_"]).result_version,
+        "task": cfg.task.version,
     }
-    if tasks:
-        versions["transfer"] = {name: TASK_VERSIONS[dataset] for name, dataset in tasks.items()}
-    if cfg.mixture:
-        versions["mixture"] = {name: TASK_VERSIONS[task.dataset] for name, task in cfg.mixture.items()}
+    for others in ("transfer", "mixture"):
+        if tasks := getattr(cfg, others):
+            versions[others] = {name: task.version for name, task in tasks.items()}
     made = {
         "config": scientific_config(cfg),
         "data": data_sha256,

@@ -24,6 +24,7 @@ class TestComposition:
         )
         jobs += [["method=houlsby", "seed=3", "method.bottleneck_dim=2", "results_dir='a b'", "threads=null"]]
         jobs += [["method=lora", "method.targets=[query]", "+init_from=null"[1:], "seed=1", "seed=2"]]
+        jobs += [["backbone=gpt2", "in_context=micro_few_shot", "debug=quick", f"seed={seed}"] for seed in (0, 1)]
         for job, cfg in zip(jobs, compose_all(jobs), strict=True):
             assert dataclasses.asdict(cfg) == dataclasses.asdict(compose_run(job)), job
 

@@ -85,7 +85,7 @@ def test_an_empty_folder_is_named():
         chosen_rates(frame_of([]))
 
 
-def test_every_trained_row_of_a_micro_table_has_its_tuned_file_and_every_file_its_row():
+def test_every_trained_row_of_a_micro_table_has_its_file_of_the_scale_and_every_file_its_row():
     """Hydra skips a misnamed optional file without a word, and the trainer's default rate would take its place."""
     rows = {row.experiment for table in MICRO_TABLES for row in table.rows} | {
         row.experiment for row in (*E2E_MICRO_ROWS, *XSUM_MICRO_ROWS)
@@ -93,7 +93,9 @@ def test_every_trained_row_of_a_micro_table_has_its_tuned_file_and_every_file_it
     rows |= {experiment for curve in CURVES for experiment in curve.experiments}
     rows |= {f"prompt_tuning/{name}" for name in choices("experiment/prompt_tuning")}
     trained = rows - {"controls/majority", "controls/bag_of_words"}
-    folder = CONF_DIR / "tuned" / "micro"
+    folder = CONF_DIR / "at" / "micro"
     files = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")}
-    assert {name for name in files if not name.startswith("grid/")} == trained
+    of_tasks = {name.removeprefix("task/") for name in files if name.startswith("task/")}
+    assert of_tasks <= set(choices("task"))
+    assert {name for name in files if not name.startswith(("grid/", "task/"))} == trained
     assert {name for name in files if name.startswith("grid/")} <= set(choices("experiment"))

@@ -202,7 +202,7 @@ def test_two_experiments(capsys, tmp_path, workers):
 
 
 def test_failures_are_counted(capsys, monkeypatch):
-    def reaches_out(cfg, show_progress=True):
+    def reaches_out(cfg, how=None):
         socket.create_connection(("huggingface.co", 443))
 
     monkeypatch.setattr(peft_bench.runs.run, "run", reaches_out)

@@ -5,13 +5,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from peft_bench.backbones import files
 from peft_bench.backbones.files import MICRO_BACKBONES, BackboneError, weights_digest, weights_of
-from peft_bench.config.compose import compose_run, method_choice, register, task_choice
+from peft_bench.config import recorded
+from peft_bench.config.compose import choices, compose_run, method_choice, method_class, task_choice
+from peft_bench.config.recorded import as_recorded, run_config
 from peft_bench.config.schema import CONF_DIR
 from peft_bench.records.store import read_record
-from peft_bench.runs.identity import METHOD_VERSIONS, identity, run_id
+from peft_bench.runs.identity import identity, run_id
+from peft_methods.lora import Lora
 
 RECORDS = Path(__file__).parents[3] / "results" / "records"
 
@@ -128,17 +132,34 @@ def test_a_shipped_backbones_configuration_counts(base, tmp_path, monkeypatch):
 def test_data_parents_and_result_versions_count(base, monkeypatch):
     assert made(data="other") != base
     assert made(parents=["0123"]) != base
-    monkeypatch.setitem(METHOD_VERSIONS, "peft_methods.lora.Lora", 99)
-    assert made() != base
+    with monkeypatch.context() as patch:
+        patch.setattr(Lora, "result_version", 99)
+        assert made() != base
+    assert made() == base != made("task.version=2")
 
 
-def test_every_method_file_has_a_result_version():
-    register()
-    for path in sorted((CONF_DIR / "method").glob("*.yaml")):
-        assert method_choice(path.stem)["_target_"] in METHOD_VERSIONS
+def test_every_method_and_task_file_has_a_result_version():
+    for name in choices("method"):
+        assert isinstance(method_class(method_choice(name)["_target_"]).result_version, int)
+    for name in choices("task"):
+        assert isinstance(yaml.safe_load((CONF_DIR / "task" / f"{name}.yaml").read_text())["version"], int), name
 
 
-def test_an_unknown_method_is_refused():
+@pytest.mark.parametrize("target", ["peft_methods.new.New", "peft_methods.lora.Loar", "Lora"])
+def test_an_unknown_method_is_refused(target):
     cfg = compose_run([])
-    with pytest.raises(ValueError, match=r"data sets glue: add one to benchmarks/runs/identity\.py"):
-        identity(dataclasses.replace(cfg, method={"_target_": "peft_methods.new.New"}), "d", [])
+    with pytest.raises(ValueError, match=rf"method\._target_={target}: .* expected the full name of a class"):
+        identity(dataclasses.replace(cfg, method={"_target_": target}), "d", [])
+
+
+def test_a_record_made_again_has_the_task_versions_of_today(monkeypatch):
+    """They stand in no record's configuration; its identity has those that it was made with."""
+    cfg = compose_run(["experiment=prompt_tuning/domain_shift_prompt", "task=squad"])
+    config = as_recorded(cfg)
+    assert "version" not in config["task"]
+    assert "version" not in config["transfer"]["squad_sea"]
+    assert run_config(config) == cfg
+    monkeypatch.setattr(recorded, "task_version", lambda dataset, name: 1 + (name == "squad_sea"))
+    assert identity(run_config(config), "d", [])["versions"] == {
+        "loop": 1, "method": 1, "task": 1, "transfer": {"squad_sea": 2},
+    }  # fmt: skip

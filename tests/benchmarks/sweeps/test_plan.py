@@ -6,13 +6,13 @@ import json
 from peft_bench.records import leases
 from peft_bench.records.store import read_record, record_path
 from peft_bench.runs import train as training
-from peft_bench.runs.identity import METHOD_VERSIONS
 from peft_bench.runs.run import run_pack
 from peft_bench.sweeps.display import summary
 from peft_bench.sweeps.forecast import write_plan
 from peft_bench.sweeps.plan import make_plan
 from peft_bench.sweeps.status import states_by_experiment
 from peft_bench.sweeps.workers import Line
+from peft_methods.lora import Lora
 from tests.benchmarks.sweeps.carrying import LORA, InThisProcess, carry_out, cells, states
 
 
@@ -33,7 +33,7 @@ class TestStates:
         changed[1].trainer = dataclasses.replace(changed[1].trainer, learning_rate=1e-4)
         assert states(make_plan(changed)) == ["done", "missing"]
         assert states(make_plan(cfgs)) == ["done", "done"]
-        monkeypatch.setitem(METHOD_VERSIONS, "peft_methods.lora.Lora", 9)
+        monkeypatch.setattr(Lora, "result_version", 9)
         assert states(make_plan(cfgs)) == ["done", "missing"]
 
     def test_a_moved_folder_stays_done(self, tmp_path):
@@ -44,7 +44,7 @@ class TestStates:
     def test_a_record_left_behind_by_another_version_is_stale(self, tmp_path, monkeypatch):
         cfgs = cells(tmp_path, LORA, "task=glue/sst2", "seed=0,1")
         carry_out(cfgs)
-        monkeypatch.setitem(METHOD_VERSIONS, "peft_methods.lora.Lora", 9)
+        monkeypatch.setattr(Lora, "result_version", 9)
         plan = make_plan(cfgs)
         found = {(old.label, old.differs) for old in plan.stale}
         assert found == {(cell.label, ("result versions",)) for cell in plan.cells}

@@ -26,7 +26,7 @@ from peft_bench.metrics.e2e import bleu
 from peft_bench.micro.data_to_text import INPUTS, REFERENCES, held_words, load_data_to_text
 from peft_bench.records.store import predictions_path, read_record, record_path
 from peft_bench.runs.checks import check_config
-from peft_bench.runs.run import run_pack
+from peft_bench.runs.run import How, run_pack
 from peft_bench.tasks.examples import DataError
 from peft_bench.tasks.lines import dart_line, e2e_line, plain_texts, tokenized, web_nlg_line
 from peft_bench.tasks.loading import load_task
@@ -250,7 +250,7 @@ def test_a_pack_runs_from_configuration_to_record(tmp_path, monkeypatch):
     words = [*RUN, *SMALL, f"results_dir={tmp_path}", "task.micro_generation.train_rows=64"]
     cfgs = [config("method=lora", *words), config("method=prefix", "method.mlp_hidden=8", *words)]
     _forget_data()
-    outcomes = run_pack(cfgs, show_progress=False)
+    outcomes = run_pack(cfgs, How(show_progress=False))
     _forget_data()
     assert [outcome.status for outcome in outcomes] == ["done", "done"]
     for outcome in outcomes:
@@ -312,7 +312,7 @@ def test_a_frozen_backbone_is_scored_without_training(tmp_path):
         "experiment=prefix_tuning/hand_written", "hand_written=bare", f"results_dir={tmp_path}",
         "decoding.beams=1", "decoding.max_new_tokens=4",
     )  # fmt: skip
-    (outcome,) = run_pack([cfg], show_progress=False)
+    (outcome,) = run_pack([cfg], How(show_progress=False))
     record = read_record(record_path(tmp_path, "prefix_tuning/hand_written", outcome.run_id))
     assert (record["status"], record["history"], record["params"]["method"]) == ("done", [], 0)
     assert {s["metric"] for s in record["scores"]} >= {"bleu", "loss"}
