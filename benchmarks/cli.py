@@ -46,7 +46,7 @@ VERBS = {
                    "trained runs decoded and scored in other ways: what each is worth (peft-bench errata e2e_gap)"),
     "pretrain": Verb("pretraining.command:main", "prepare",
                      "the micro backbones from the generated language, or a small GPT-2 or T5 from real text"),
-    "rehearse": Verb("rehearsal.rehearse:main", "prepare",
+    "rehearse": Verb("rehearsal.command:main", "prepare",
                      "every experiment at scale=paper for two steps, offline, on stand-ins"),
 }
 # fmt: on

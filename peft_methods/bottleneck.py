@@ -24,6 +24,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,39 +40,40 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swish": F.silu,
 }
 
+INITS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "truncated_normal": lambda weight, std: nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std),
+    "normal": lambda weight, std: nn.init.normal_(weight, std=std),
+    "lora": lambda weight, std: nn.init.kaiming_uniform_(weight, a=math.sqrt(5)),
+}
+
 
 class Bottleneck(nn.Module):
-    """down, activation, up: (B, T, H) -> (B, T, H), without the skip connection."""
+    """down, activation, dropout, up: (B, T, H) -> (B, T, H), without the skip connection."""
 
-    def __init__(self, hidden_size: int, bottleneck_dim: int, activation: str, init: str, init_std: float):
+    def __init__(
+        self, hidden_size: int, bottleneck_dim: int, activation: str, init: str, init_std: float, dropout: float = 0.0
+    ):
         super().__init__()
         if bottleneck_dim < 1:
             raise ValueError(f"bottleneck_dim={bottleneck_dim}: expected at least 1; change method.bottleneck_dim")
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation={activation!r}: expected one of {', '.join(ACTIVATIONS)}; change method.activation"
-            )
+        if not 0 <= init_std < math.inf:
+            raise ValueError(f"init_std={init_std}: expected 0 or more; change method.init_std")
+        for field, value, known in (("activation", activation, ACTIVATIONS), ("init", init, INITS)):
+            if value not in known:
+                raise ValueError(f"{field}={value!r}: expected one of {', '.join(known)}; change method.{field}")
         self.down = nn.Linear(hidden_size, bottleneck_dim)
         self.up = nn.Linear(bottleneck_dim, hidden_size)
         self.activation = ACTIVATIONS[activation]
+        self.dropout = Dropout(dropout)
         for projection in (self.down, self.up):
             # Near zero, so that the block starts near the identity and training starts from the backbone.
-            if not 0 <= init_std < math.inf:
-                raise ValueError(f"init_std={init_std}: expected 0 or more; change method.init_std")
-            if init == "truncated_normal":
-                nn.init.trunc_normal_(projection.weight, std=init_std, a=-2 * init_std, b=2 * init_std)
-            elif init == "normal":
-                nn.init.normal_(projection.weight, std=init_std)
-            elif init == "lora":  # exactly the backbone: nothing comes up
-                nn.init.kaiming_uniform_(projection.weight, a=math.sqrt(5))
-            else:
-                raise ValueError(f"init={init!r}: expected truncated_normal, normal or lora; change method.init")
+            INITS[init](projection.weight, init_std)
             nn.init.zeros_(projection.bias)
-        if init == "lora":
+        if init == "lora":  # exactly the backbone: nothing comes up
             nn.init.zeros_(self.up.weight)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.up(self.activation(self.down(h)))
+        return self.up(self.dropout(self.activation(self.down(h))))
 
 
 class SublayerAdapter(Bottleneck):
@@ -84,15 +86,12 @@ class SublayerAdapter(Bottleneck):
 class ParallelAdapter(Bottleneck):
     """He's adapter beside the sub-layer: h + scale · up(dropout(f(down x)))."""
 
-    def __init__(
-        self, hidden_size: int, bottleneck_dim: int, activation: str, init: str, init_std: float, scale: float, p: float
-    ):
-        super().__init__(hidden_size, bottleneck_dim, activation, init, init_std)
+    def __init__(self, scale: float, *sizes: Any):
+        super().__init__(*sizes)
         self.scale = scale
-        self.dropout = Dropout(p)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:  # type: ignore[override]
-        return h + self.scale * self.up(self.dropout(self.activation(self.down(x))))
+        return h + self.scale * super().forward(x)
 
 
 class NormAdapter(Bottleneck):
@@ -106,12 +105,17 @@ class NormAdapter(Bottleneck):
 class BlockAdapter(Bottleneck):
     """Lin's adapter on a layer's output, with a LayerNorm of its own: h + up(f(down LN(h)))."""
 
-    def __init__(self, hidden_size: int, bottleneck_dim: int, activation: str, init: str, init_std: float):
-        super().__init__(hidden_size, bottleneck_dim, activation, init, init_std)
+    def __init__(self, hidden_size: int, *sizes: Any):
+        super().__init__(hidden_size, *sizes)
         self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, h: Tensor) -> Tensor:
         return h + super().forward(self.norm(h))
+
+
+def _sizes(method: Any) -> tuple[int, str, str, float]:
+    """The settings that all of the methods below have, in a `Bottleneck`'s order."""
+    return method.bottleneck_dim, method.activation, method.init, method.init_std
 
 
 @dataclass(frozen=True)
@@ -128,8 +132,7 @@ class Houlsby:
     def modules(self, sites: Sites) -> dict[Site, nn.Module]:
         """Every LayerNorm, the embeddings' included, trains as an offset to the frozen one (section 2.1)."""
         modules: dict[Site, nn.Module] = {
-            site: SublayerAdapter(site.width, self.bottleneck_dim, self.activation, self.init, self.init_std)
-            for site in sites.sublayers(("attention", "ffn"))
+            site: SublayerAdapter(site.width, *_sizes(self)) for site in sites.sublayers(("attention", "ffn"))
         }
         if self.train_layer_norms:
             modules |= {site: norm_offset(sites, site) for site in sites.norms()}
@@ -152,8 +155,10 @@ class Parallel:
     def modules(self, sites: Sites) -> dict[Site, nn.Module]:
         if not self.sublayers:
             raise ValueError("sublayers is empty: name attention, ffn or both; change method.sublayers")
-        sizes = (self.bottleneck_dim, self.activation, self.init, self.init_std, self.scale, self.dropout)
-        return {site: ParallelAdapter(site.width, *sizes) for site in sites.sublayers(self.sublayers)}
+        return {
+            site: ParallelAdapter(self.scale, site.width, *_sizes(self), self.dropout)
+            for site in sites.sublayers(self.sublayers)
+        }
 
 
 @dataclass(frozen=True)
@@ -168,10 +173,7 @@ class Pfeiffer:
     skip_layers: int
 
     def modules(self, sites: Sites) -> dict[Site, nn.Module]:
-        return {
-            site: NormAdapter(site.width, self.bottleneck_dim, self.activation, self.init, self.init_std)
-            for site in sites.norms_after_ffn(self.skip_layers)
-        }
+        return {site: NormAdapter(site.width, *_sizes(self)) for site in sites.norms_after_ffn(self.skip_layers)}
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ class SharedPfeiffer:
 
     def modules(self, sites: Sites) -> dict[Site, nn.Module]:
         places = sites.norms_after_ffn()
-        shared = NormAdapter(places[0].width, self.bottleneck_dim, self.activation, self.init, self.init_std)
+        shared = NormAdapter(places[0].width, *_sizes(self))
         return dict.fromkeys(places, shared)
 
 
@@ -201,7 +203,4 @@ class AdapterL:
     init_std: float
 
     def modules(self, sites: Sites) -> dict[Site, nn.Module]:
-        return {
-            site: BlockAdapter(site.width, self.bottleneck_dim, self.activation, self.init, self.init_std)
-            for site in sites.blocks()
-        }
+        return {site: BlockAdapter(site.width, *_sizes(self)) for site in sites.blocks()}

@@ -127,7 +127,7 @@ def _check_length(sites: Sites, length: int) -> None:
     if limit is not None and length > (most := limit(sites.backbone.config)):
         raise ValueError(
             f"{length} positions, prompt or prefix included: {sites.model_type} has {most}; shorten the text "
-            "(task.max_length) or the prompt (method.length)"
+            "(trainer.max_length) or the prompt (method.length)"
         )
 
 

@@ -99,5 +99,8 @@ def defines(owner: object, option: str) -> bool:
 
 
 def map_taken(module: object, sites: Sites, site: Site) -> tuple[FrozenMap, ...]:
-    """What a module at a projection is given last: the frozen map, where it takes it."""
-    return (sites.frozen_map(site),) if defines(module, "takes_map") and module.takes_map else ()
+    """What a module at a projection is given last: the frozen map, where it takes it. Views made anew for each call,
+    so that they are right wherever the backbone has moved; no gradient flows into them."""
+    if not (defines(module, "takes_map") and module.takes_map):
+        return ()
+    return (FrozenMap(sites.weight(site), sites.bias(site)),)

@@ -14,50 +14,23 @@ The kind of a site says what a module there sees and gives (B rows of one run, T
     embeddings   forward(e, where): the model's input, lengthened by `module.length` places, as embeddings e (B, T, H),
                  and where those places are (B, T) -> (B, T, H); `module.place` is "front" or "boundary"
 
-Where an architecture has them: peft_methods/architectures.py.
+Where an architecture has them: architectures.py; how a backbone's are listed: site_list.py.
 """
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Collection
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from peft_methods.architectures import ARCHITECTURES, Stack, Tokens
-
-Kind = Literal["projection", "input", "sublayer", "block", "norm", "attention", "embeddings"]
-EMBEDDINGS = "embeddings"  # name of the one site of that kind
-
-
-@dataclass(frozen=True)
-class Site:
-    """One place a module can attach.
-
-    name: stable, used in checkpoints ("layer.3.query", "decoder.layer.0.cross_value"). role: its last part. path: the
-    hooked module, below the base model. in_features, width: its input and output widths. columns: those of a fused
-    linear map that are this projection's. tokens: whose tokens lie on the second axis.
-    """
-
-    name: str
-    kind: Kind
-    role: str
-    layer: int | None
-    path: str
-    in_features: int
-    width: int
-    stack: str = ""
-    tokens: Tokens = "input"
-    columns: tuple[int, int] | None = None
+from peft_methods.architectures import ARCHITECTURES, Stack
+from peft_methods.site_list import EMBEDDINGS, Kind, Site, all_sites
 
 
 class FrozenMap(NamedTuple):
-    """The frozen linear map of a projection: views of the backbone's weight (out, in) and bias (out,), if it has one.
-
-    Made anew for each use, so that it is right after the backbone has moved. No gradient flows into it.
-    """
+    """The frozen linear map of a projection: its weight (out, in), and its bias (out,) if it has one."""
 
     weight: Tensor
     bias: Tensor | None
@@ -83,7 +56,7 @@ class Sites:
         self.base = cast(PreTrainedModel, backbone.base_model)
         self.depths = {stack.name: len(self._layers(stack)) for stack in self.architecture.stacks}
         self.num_layers = min(self.depths.values())
-        self.all = list(self._build())
+        self.all = list(all_sites(self.base, self.architecture, self.depths))
         self.by_name = {site.name: site for site in self.all}
         self._tokenizer = tokenizer
 
@@ -186,26 +159,22 @@ class Sites:
     def weight(self, site: Site) -> Tensor:
         """(out, in) of a projection: a view of the backbone's weight, whichever way round and fused with whatever other
         projections it lies there. No gradient flows into it. Once the backbone has moved, ask for another."""
-        weight: Tensor = self._linear(site).weight.detach()
-        rows = weight.T if isinstance(self.module(site), Conv1D) else weight
+        module: Any = self.module(site)
+        rows = (module.weight.T if isinstance(module, Conv1D) else module.weight).detach()
         return rows[slice(*site.columns)] if site.columns else rows
 
     def bias(self, site: Site) -> Tensor | None:
-        """(out,) of a projection, a view like `weight`; None where the map has none."""
-        bias: Tensor | None = self._linear(site).bias
+        """(out,) of a projection or a norm, a view like `weight`; None where it has none (T5, RMSNorm)."""
+        bias: Tensor | None = getattr(self.module(site), "bias", None)
         if bias is None:
             return None
         return bias.detach()[slice(*site.columns)] if site.columns else bias.detach()
-
-    def frozen_map(self, site: Site) -> FrozenMap:
-        """Weight and bias of a projection."""
-        return FrozenMap(self.weight(site), self.bias(site))
 
     def input_of(self, sublayer: Site) -> Site:
         """The projection whose input is the input of a sub-layer site."""
         stack = next(stack for stack in self.architecture.stacks if stack.name == sublayer.stack)
         role = stack.sublayer_inputs[sublayer.role]
-        return self.by_name[f"{_prefix(stack)}layer.{sublayer.layer}.{role}"]
+        return self.by_name[sublayer.name.removesuffix(sublayer.role) + role]
 
     def check_room(self, length: int) -> None:
         """Raises ValueError where `length` rows of a prompt or prefix leave no position for text."""
@@ -242,74 +211,7 @@ class Sites:
     def _select(self, kind: Kind, roles: Collection[str] | None) -> list[Site]:
         return [site for site in self.all if site.kind == kind and (roles is None or site.role in roles)]
 
-    def _linear(self, site: Site) -> Any:
-        """The linear map of a projection site, nn.Linear or GPT-2's Conv1D."""
-        if site.kind != "projection":
-            raise ValueError(f"{site.name} is a site of kind {site.kind}: only projections have a weight and a bias")
-        return self.module(site)
-
     def _layers(self, stack: Stack) -> nn.ModuleList:
         layers = self.base.get_submodule(stack.layers)
         assert isinstance(layers, nn.ModuleList)
         return layers
-
-    def _build(self) -> Iterator[Site]:
-        arch = self.architecture
-        width = cast(nn.Embedding, self.base.get_input_embeddings()).embedding_dim
-        yield Site(EMBEDDINGS, "embeddings", EMBEDDINGS, None, arch.inputs, width, width)
-        for name, path in arch.outer_norms.items():
-            stack = next((s for s in arch.stacks if s.name and name.startswith(f"{s.name}.")), arch.stacks[0])
-            yield self._site("norm", name.rpartition(".")[2], None, path, stack, name)
-        for stack in arch.stacks:
-            for i in range(self.depths[stack.name]):
-                yield from self._layer(stack, i)
-        for role, path in arch.outer_projections.items():
-            if getattr(self.base, path.split(".")[0], None) is not None:  # the pooler may not have been built
-                yield self._site("projection", role, None, path, arch.stacks[0], role)
-
-    def _layer(self, stack: Stack, i: int) -> Iterator[Site]:
-        path, name = f"{stack.layers}.{i}", f"{_prefix(stack)}layer.{i}."
-        thirds = {role: (place, (n, of)) for role, (place, n, of) in stack.fused.items()}
-        for role, (place, third) in {**thirds, **{r: (p, None) for r, p in stack.projections.items()}}.items():
-            yield self._site("projection", role, i, f"{path}.{place}", stack, name + role, third)
-            if third is None:  # the roles of a fused map have one input
-                yield self._site("input", f"{role}_input", i, f"{path}.{place}", stack, f"{name}{role}_input")
-        for role, place in stack.sublayers.items():
-            yield self._site("sublayer", role, i, f"{path}.{place}", stack, name + role)
-        for role, place in stack.norms.items():
-            yield self._site("norm", role, i, f"{path}.{place}", stack, name + role)
-        for role, place in stack.attentions.items():
-            yield self._site("attention", role, i, f"{path}.{place}", stack, name + role)
-        if not stack.post_norm:
-            yield self._site("block", "block", i, path, stack, f"{name}block")
-
-    def _site(
-        self, kind: Kind, role: str, layer: int | None, path: str, stack: Stack, name: str,
-        third: tuple[int, int] | None = None,
-    ) -> Site:  # fmt: skip
-        module = self.base.get_submodule(path)
-        in_features = width = self.base.config.hidden_size
-        if kind in ("projection", "input"):
-            in_features, width = _widths(module)
-            width = in_features if kind == "input" else width
-        columns = None
-        if third is not None:
-            n, of = third
-            width //= of
-            columns = (n * width, (n + 1) * width)
-        # The keys and values of a cross-attention are computed from the encoder's tokens.
-        crossing = role.removesuffix("_input") in ("cross_key", "cross_value")
-        tokens: Tokens = "input" if crossing else stack.tokens
-        return Site(name, kind, role, layer, path, in_features, width, stack.name, tokens, columns)
-
-
-def _prefix(stack: Stack) -> str:
-    return f"{stack.name}." if stack.name else ""
-
-
-def _widths(module: nn.Module) -> tuple[int, int]:
-    """Input and output width of a linear map, nn.Linear or GPT-2's Conv1D (which holds its weight transposed)."""
-    if isinstance(module, Conv1D):
-        return module.nx, module.nf
-    assert isinstance(module, nn.Linear)
-    return module.in_features, module.out_features

@@ -34,15 +34,15 @@ def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in tensors.items()}
 
 
-def save_trained(attached: Attached, path: Path, k: int = 0) -> None:
+def save_trained(attached: Attached, path: Path | str, k: int = 0) -> None:
     """Write what run k has trained, as it is stored, atomically (temporary file, fsync, rename)."""
     header = {"format": "peft_methods 1", "description": _description(attached, k)}
-    write_safetensors(stored_tensors(attached, k), path, header)
+    write_safetensors(stored_tensors(attached, k), Path(path), header)
 
 
-def load_trained(attached: Attached, path: Path, k: int = 0) -> None:
+def load_trained(attached: Attached, path: Path | str, k: int = 0) -> None:
     """Load run k's tensors from a file written by `save_trained`; nothing is loaded unless everything fits."""
-    tensors, header = read_safetensors(path)
+    tensors, header = read_safetensors(Path(path))
     description = header.get("description")
     expected = _description(attached, k)
     if description != expected:

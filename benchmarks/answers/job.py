@@ -1,8 +1,6 @@
 """One run's part in a pack: its configuration, what it trains on, and what it is scored on."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..backbones.loading import Backbone
 from ..config.schema import RunConfig, others_of
@@ -23,14 +21,13 @@ class ScoredSplit:
 class Job:
     """answers: to the run's own task, by which it trains. training: the rows that it trains on. scored: by the split's
     name in the record: <split>, or <name>/<split> of a task that it transfers to. notes: what the log should say of
-    what was read. on_evaluation: who wants to hear of evaluations."""
+    what was read."""
 
     cfg: RunConfig
     answers: Answers
     training: Tokens
     scored: dict[str, ScoredSplit]
     notes: list[str] = field(default_factory=list)
-    on_evaluation: Callable[[dict[str, Any]], None] = lambda point: None
 
 
 def make_job(cfg: RunConfig, data: RunData, backbone: Backbone, positions: int | None) -> Job:

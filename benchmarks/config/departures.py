@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Transformer
 from omegaconf import OmegaConf
 
-from .compose import choices, compose_run, task_choice
+from .compose import choices, compose_run, decoding_choice, task_choice
 from .schema import CONF_DIR, RunConfig, generation_of
 from .science import scientific, start
 
@@ -21,7 +21,7 @@ def departures(config: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Dotted key -> [given, expected] for every scientific field that is not what experiment, task, settings and scale
     compose to; seeds, and the values the experiment's own sweep names, are none. {} for experiment=custom.
 
-    config: as plain data, see setting.py.
+    config: as plain data, see science.py.
     """
     experiment, scale = config["experiment"], config["scale"]["name"]
     if experiment == "custom":
@@ -44,13 +44,14 @@ def unused_decoding(cfg: RunConfig) -> list[str]:
     """
     if generation_of(cfg.task, cfg.scale) is not None:
         return []
-    words = [f"decoding={cfg.decoding.name}"]
-    if cfg.experiment != "custom":
+    if cfg.experiment == "custom":
+        decoding = decoding_choice(cfg.decoding.name)
+    else:
         task, unknown = _choice(cfg.experiment, cfg.task.dataset, cfg.task.name)
         if unknown:
             return []
-        words = _words(cfg.experiment, task, cfg.settings, cfg.scale.name)
-    expected = dataclasses.asdict(_composed(*words).decoding)
+        decoding = _composed(*_words(cfg.experiment, task, cfg.settings, cfg.scale.name)).decoding  # as `departures`
+    expected = dataclasses.asdict(decoding)
     return [f"decoding.{key}" for key, value in dataclasses.asdict(cfg.decoding).items() if value != expected[key]]
 
 

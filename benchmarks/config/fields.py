@@ -52,18 +52,3 @@ def scientific_part(kind: type, part: Mapping[str, Any]) -> dict[str, Any]:
     """
     left_out, since = names(kind, NUMERICS, VERSION, NOTE, PLACE), _since(kind)
     return {k: v for k, v in part.items() if k not in left_out and not (k in since and v == since[k])}
-
-
-def recorded(cfg: Any) -> dict[str, Any]:
-    """A configuration as plain data, as its record has it."""
-    left_out = names(type(cfg), VERSION, PLACE)
-    values = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name not in left_out}
-    return {name: _plain(value) for name, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return recorded(value)
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, list) else value

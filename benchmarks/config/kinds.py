@@ -1,6 +1,6 @@
 """What the suite knows of an architecture, by the model_type of its config.json, without loading it.
 
-Where methods attach: peft_methods/architectures.py. A model_type that is only there classifies through a head.
+Where methods attach: peft_methods/architectures.py.
 """
 
 from dataclasses import dataclass
@@ -8,18 +8,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kind:
-    """model: transformers' class with the output layer, of a backbone that answers in text; the others (None) get a
-    task's head on their features. decoder_only: source and target are one sequence. pooler: it has one, which may be
-    built or left out."""
+    """As it stands: one that classifies, through a head on its features, and has no pooler."""
 
-    model: str | None = None
-    decoder_only: bool = False
-    pooler: bool = False
+    model: str | None = None  # transformers' class with the output layer, where the backbone answers in text itself
+    decoder_only: bool = False  # source and target are one sequence
+    pooler: bool = False  # it has one, which may be built or left out
+    read_by_the_model: frozenset[str] = frozenset()  # keys of config.json that the configuration class lacks
 
 
 KINDS = {
     "bart": Kind("BartForConditionalGeneration"),
     "bert": Kind(pooler=True),
+    "deberta-v2": Kind(
+        read_by_the_model=frozenset(
+            "position_buckets norm_rel_ebd share_att_key conv_kernel_size conv_act conv_groups".split()
+        )
+    ),
     "gpt2": Kind("GPT2LMHeadModel", decoder_only=True),
     "llama": Kind("LlamaForCausalLM", decoder_only=True),
     "roberta": Kind(pooler=True),
@@ -28,7 +32,7 @@ KINDS = {
 
 
 def kind_of(model_type: str) -> Kind:
-    """Of a model_type that is not in the table: one that classifies, without a pooler."""
+    """Its row of the table; that of a model_type without one: Kind()."""
     return KINDS.get(model_type, Kind())
 
 

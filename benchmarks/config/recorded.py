@@ -1,4 +1,4 @@
-"""From the configuration that a record holds to a RunConfig of today."""
+"""From a RunConfig to the configuration that its record holds, and back to a RunConfig of today."""
 
 import dataclasses
 import typing
@@ -6,8 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from .compose import task_version
+from .fields import PLACE, VERSION, names
 from .schema import RunConfig, TaskConfig
 from .science import RENAMED_MODULES, with_target
+
+
+def as_recorded(cfg: Any) -> dict[str, Any]:
+    """A configuration as plain data, as a record has it: without places and result versions."""
+    kind: type = type(cfg)
+    left_out = names(kind, VERSION, PLACE)
+    values = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(kind) if f.name not in left_out}
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return as_recorded(value)
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list) else value
 
 
 def run_config(config: Mapping[str, Any]) -> RunConfig:

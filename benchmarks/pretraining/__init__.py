@@ -1,1 +1,1 @@
-"""How the shipped micro backbones are made: builders, objectives, the loop."""
+"""How the shipped micro backbones are made: settings, builders, objectives, the loop."""

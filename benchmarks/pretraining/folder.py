@@ -1,12 +1,18 @@
-"""A shipped backbone's folder: put in place whole, read back with its pretraining heads, compared with another one."""
+"""A backbone's folder: written whole with its report, read with its pretraining heads, compared with another."""
 
 from __future__ import annotations
 
 import json
+import platform
 import shutil
-from dataclasses import dataclass
+import tempfile
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
+import tokenizers
+import torch
+import transformers
 from transformers import (
     AutoTokenizer,
     BartForConditionalGeneration,
@@ -21,7 +27,11 @@ from transformers import (
 from peft_methods.state import file_sha256
 
 from ..backbones.loading import untie_output_layer
+from ..micro.language import LANGUAGE_VERSION
+from .builders import DROPOUT
 from .objectives import validation_loss
+from .settings import PretrainConfig, described, documents, targets
+from .state import Progress
 
 # A remade backbone's validation loss may differ by this much (nats per predicted token) from the shipped one's: other
 # processors and library versions round differently, and thousands of steps amplify it. Two seeds here differ by less.
@@ -86,3 +96,79 @@ def replace_folder(new: Path, target: Path) -> None:
         shutil.rmtree(old)
     else:
         new.rename(target)
+
+
+@dataclass(frozen=True)
+class PretrainReport:
+    """What pretraining.json holds beside the configuration."""
+
+    output: str
+    steps: int
+    parameters: int  # tied ones once
+    tokens: int  # seen in training by encoder and decoder, padding excluded
+    train_loss: float  # mean over the last 5% of the steps, both objectives of BERT together
+    validation_loss: float  # nats per predicted token, noise fixed by the seed; BERT's without "does it follow?"
+    seconds: float
+    seed: int
+    language_version: str | None  # None: real text
+    weights_sha256: str
+    versions: dict[str, str]
+
+
+def made_before(cfg: PretrainConfig) -> PretrainReport | None:
+    """The report of the same run, if all that it writes is there. Raises ValueError where another would be replaced."""
+    made = {t: json.loads((t / "pretraining.json").read_text()) for t in targets(cfg) if t.exists()}
+    defaults = described(PretrainConfig(cfg.model_type, cfg.output))
+    for target, record in made.items():
+        asked = described(cfg) | {"output": target.name}
+        if differ := [key for key, value in asked.items() if record["config"].get(key, defaults[key]) != value]:
+            raise ValueError(
+                f"output={target} holds a backbone made with other {', '.join(differ)}, and would be replaced: change "
+                "--output, or give --force"
+            )
+    if made.keys() != {*targets(cfg)}:
+        return None
+    report = made[cfg.output]["report"]
+    return PretrainReport(**{f.name: report.get(f.name) for f in fields(PretrainReport)})  # older ones lack a field
+
+
+def write_folder(
+    cfg: PretrainConfig, output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, done: Progress
+) -> PretrainReport:
+    """The folder of the model as it is now, in place of the one that was there."""
+    rates = {rate: getattr(model.config, rate) for rate in DROPOUT[cfg.model_type]}
+    for rate in rates:
+        setattr(model.config, rate, cfg.dropout)
+    held_out = documents(cfg, "validation")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # In a folder beside the target and renamed: a reader sees the old backbone or the new one, never half of one.
+    scratch = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    try:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        report = PretrainReport(
+            output=output.name,
+            steps=done.step,
+            tokens=done.tokens,
+            train_loss=round(float(np.mean(done.losses[-max(1, done.step // 20) :])), 4),
+            parameters=sum(p.numel() for p in model.parameters()),
+            validation_loss=round(validation_loss(model, tokenizer, cfg.objective, documents=held_out), 4),
+            seconds=round(done.seconds, 1),
+            seed=cfg.seed,
+            language_version=None if cfg.text else LANGUAGE_VERSION,
+            weights_sha256=file_sha256(scratch / "model.safetensors"),
+            versions={
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "tokenizers": tokenizers.__version__,
+            },
+        )
+        record = json.dumps({"config": described(cfg) | {"output": output.name}, "report": asdict(report)}, indent=2)
+        (scratch / "pretraining.json").write_text(record + "\n")
+        replace_folder(scratch, output)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        for rate, value in rates.items():
+            setattr(model.config, rate, value)
+    return report

@@ -1,22 +1,10 @@
-"""`peft-bench rehearse`: every experiment at scale=paper for two steps, offline, on stand-ins in hub layout.
+"""Acts on stand-ins: their runs, from configuration to record and report, what must be true of them, and a tally."""
 
-What a user with a GPU and the hub will run (composition with the published recipe, loading, tokenizing at the
-published length, training, evaluation, record, report) is executed for every experiment file and each of its tasks,
-with the paper's settings and, where conf/recipe/script has them, the script's. They read local folders; some runs are
-then repeated as if the hub had been used, from its cache. The scores mean nothing; that each run is recorded, and the
-report made, without one attempt to reach a network, is what is checked.
-"""
-
-import argparse
 import contextlib
 import csv
 import dataclasses
-import fnmatch
 import io
 import multiprocessing
-import os
-import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,130 +13,34 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import yaml
-
-from ..config.compose import compose_job
-from ..config.multirun import expand
-from ..config.schema import CONF_DIR, RunConfig, TaskConfig, generation_of, is_control
+from ..config.init_from import parent_configs
+from ..config.schema import RunConfig, is_control
+from ..records.places import TABLES as TABLES_FOLDER
 from ..records.store import predictions_path, read_record, record_path
-from .offline import OFFLINE, no_network
-
-STEPS = 2
-
-
-@dataclass(frozen=True)
-class Act:
-    """One experiment file with one setting, and the Hydra overrides of each of its runs."""
-
-    experiment: str
-    settings: str
-    jobs: tuple[tuple[str, ...], ...]
-
-
-# Experiments on the tasks of prompt_tuning/table3, which sees every one; and those of them that see every backbone.
-EVERY_BACKBONE = {f"prompt_tuning/{name}" for name in ("size", "model_tuning", "lm_steps", "in_context_gpt2")}
-PROMPT_ABLATIONS = EVERY_BACKBONE | {
-    f"prompt_tuning/{name}"
-    for name in ("multitask_model_tuning", "length", "init", "pretraining", "optimizer", "in_context")
-}
-
-
-def plan(patterns: Sequence[str] = ("*",), task: str = "*") -> list[Act]:
-    """Every experiment file (or those that match a pattern), with settings paper, then script where a recipe exists.
-
-    Of the file's own sweep, tasks and method sizes run in full (PROMPT_ABLATIONS: one task, and one backbone where
-    another experiment has all); of trainer.*, task.*, prompts and seed the first value.
-    """
-    acts = []
-    for file in sorted((CONF_DIR / "experiment").rglob("*.yaml")):
-        experiment = file.relative_to(CONF_DIR / "experiment").with_suffix("").as_posix()
-        if not any(fnmatch.fnmatch(experiment, pattern) for pattern in patterns):
-            continue
-        params = yaml.safe_load(file.read_text()).get("hydra", {}).get("sweeper", {}).get("params", {})
-        if "task" not in params:
-            raise ValueError(f"{file} names no tasks; expected hydra.sweeper.params.task, as in its neighbors")
-        values = {key: [job[0] for job in expand([f"{key}={value}"])] for key, value in params.items()}
-        first = ("seed", "trainer.", "task.", "start_words", "hand_written", "in_context")
-        values = {key: v[:1] if key.startswith(first) else v for key, v in values.items()}
-        if experiment.startswith("grid/"):
-            values["task"] = values["task"][:1]  # at micro scale, where every task is seen elsewhere
-        if experiment in PROMPT_ABLATIONS:
-            values["task"] = ["task=super_glue/cb"]  # the quickest
-            if experiment not in EVERY_BACKBONE and "backbone" in values:
-                values["backbone"] = values["backbone"][:1]
-        values["task"] = [t for t in values["task"] if fnmatch.fnmatch(t.rpartition("/")[2], task)]
-        scripts = CONF_DIR / "recipe" / "script" / experiment
-        scripted = {f"task={p.relative_to(scripts).with_suffix('').as_posix()}" for p in scripts.rglob("*.yaml")}
-        for settings, tasks in (
-            ("paper", values["task"]),
-            ("script", [t for t in values["task"] if t in scripted]),
-        ):
-            chosen = product(*(values | {"task": tasks}).values())
-            jobs = tuple((f"experiment={experiment}", f"settings={settings}", *job) for job in chosen)
-            if jobs:
-                acts.append(Act(experiment, settings, jobs))
-    if not acts:
-        raise ValueError(
-            f"no experiment matches {' '.join(patterns)} with task {task}; expected names as in conf/experiment/"
-        )
-    return acts
-
-
-def compose_act(act: Act, folder: Path) -> list[RunConfig]:
-    """The act's runs, cut to two steps; a parent (init_from) is cut in the same way.
-
-    At scale=paper; the experiments in the folders small/ and grid/ are in no paper, theirs are small and micro.
-    """
-    scale = {"small": "small", "grid": "micro"}.get(act.experiment.partition("/")[0], "paper")
-    short = [f"trainer.max_steps={STEPS}"]
-    places = [f"results_dir={folder / 'results'}", *([] if scale == "micro" else [f"data_dir={folder / 'data'}"])]
-    cfgs = [compose_job([*job, f"scale={scale}", *short, *places]) for job in act.jobs]
-    for cfg in cfgs:
-        whole = cfg.backbone.model_type == "t5" and scale != "micro"  # texts: attention over 700 words and a prompt
-        if whole:
-            cfg.trainer.eval_batch_size = 1
-        if generation_of(cfg.task, cfg.scale) is not None:
-            cfg.decoding.max_new_tokens, cfg.decoding.min_new_tokens = 6, 0
-            cfg.decoding.batch_size = 1 if whole else cfg.decoding.batch_size
-        if scale == "small" and cfg.task.generation is not None:
-            cfg.task.generation.train_rows = cfg.task.generation.validation_rows = None  # there are fewer
-        if scale != "micro":
-            unpublished = "" if cfg.backbone.hub_id else f"_{cfg.backbone.name}"  # in backbone_dir itself: its own one
-            cfg.backbone_dir = str(folder / "backbones" / f"layers_{_layers(cfg)}{unpublished}")
-        if cfg.init_from is not None:
-            cfg.init_from = dataclasses.replace(cfg.init_from, seeds=[cfg.seed], overrides=short)
-    return cfgs
+from .acts import STEPS, Act, compose_act, layers_of, tasks_of
+from .hub_cache import hub_cache
+from .offline import no_network
+from .standin_data import make_task
+from .standins import make_backbone
 
 
 def build_standins(cfgs: Sequence[RunConfig]) -> None:
     """The backbones and data that these runs, and their parents, read."""
-    from ..runs.parents import parent_configs
-    from .standins import make_backbone, make_task
-
     children = {(c.init_from.experiment, c.init_from.task, c.settings): c for c in cfgs if c.init_from is not None}
     everyone = [*cfgs, *(parent_configs(child)[0] for child in children.values())]
     everyone = [cfg for cfg in everyone if not cfg.scale.backbones]  # the others have what they need
     for cfg in {(cfg.backbone_dir, cfg.backbone.hub_id): cfg for cfg in everyone}.values():
-        make_backbone(Path(cfg.backbone_dir or ""), cfg.backbone, _layers(cfg))
-    tasks = [(cfg.data_dir or "", task) for cfg in everyone for task in _tasks(cfg)]
+        make_backbone(Path(cfg.backbone_dir or ""), cfg.backbone, layers_of(cfg))
+    tasks = [(cfg.data_dir or "", task) for cfg in everyone for task in tasks_of(cfg)]
     for root, task in {(root, t.dataset, t.subset, *t.validation_splits): (root, t) for root, t in tasks}.values():
         make_task(Path(root), task)
 
 
-def _tasks(cfg: RunConfig) -> list[TaskConfig]:
-    return [cfg.task, *cfg.transfer.values(), *cfg.mixture.values()]
-
-
-def _layers(cfg: RunConfig) -> int:
-    """One layer and those that the method leaves out (AdapterDrop), or as many as it trains (FT-top2)."""
-    return max(1 + int(cfg.method.get("skip_layers", 0)), int(cfg.method.get("layers", 1)))
-
-
 def rehearse(cfg: RunConfig) -> list[str]:
     """One run, from configuration to record; what is wrong with the record, nothing if it is as it must be."""
-    from ..runs.run import run
+    from ..runs.run import How, run
 
-    outcome = run(cfg, show_progress=False)
+    outcome = run(cfg, How(show_progress=False))
     if outcome.status == "failed":
         return [f"failed: {outcome.message}"]
     record = read_record(record_path(cfg.results_dir, cfg.experiment, outcome.run_id))
@@ -177,11 +69,11 @@ def one_of_each(cfgs: Sequence[RunConfig]) -> list[RunConfig]:
         if (
             new
             and cfg.backbone.hub_id
-            and all(task.hub_id for task in _tasks(cfg))
+            and all(task.hub_id for task in tasks_of(cfg))
             and cfg.backbone.pretrained
             and cfg.init_from is None
             and not is_control(cfg)
-            and _layers(cfg) == 1
+            and layers_of(cfg) == 1
         ):
             chosen.append(cfg)
     return chosen
@@ -194,15 +86,18 @@ def as_from_hub(cfg: RunConfig) -> RunConfig:
 
 def check_report(results: Path, cfgs: Sequence[RunConfig]) -> list[str]:
     """Make the report of these results; what is wrong with it: a run it does not show, or a stand-in it compares."""
-    from ..cli import main as command
+    from ..report import main as report
     from ..report.reference import TABLES
 
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        status = command(["report", "--results", str(results)])
+        try:
+            status = report.main(["--results", str(results)])
+        except (ValueError, OSError) as error:
+            return [f"peft-bench report: {error}"]
     if status:
         return [f"peft-bench report exits with {status}: {' '.join(output.getvalue().split())}"]
-    tables = results / "tables"
+    tables = results / TABLES_FOLDER
     cells = [cell for name in TABLES for cell in _cells(tables / f"{name}.csv")]
     problems, printed = [], {cell["experiment"] for cell in cells}
     made = {(cfg.experiment, cfg.task.name) for cfg in cfgs if cfg.settings == "paper" and cfg.scale.name == "paper"}
@@ -236,35 +131,11 @@ def _cells(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The verb. 0 if everything passed, 1 if not."""
-    parser = argparse.ArgumentParser(
-        prog="peft-bench rehearse",
-        description=f"Run experiments at scale=paper for {STEPS} steps, offline, on stand-ins of the published "
-        "backbones and data; those of the grid at scale=micro, one task each.",
-    )
-    parser.add_argument("experiments", nargs="*", help="names or patterns of experiments ('lora/*'); all without any")
-    parser.add_argument("--task", default="*", help="a task name or pattern (rte); all without it")
-    parser.add_argument("--workers", type=int, default=1, help="processes that share the experiments (1)")
-    parser.add_argument(
-        "--keep", type=Path, metavar="DIR", help="leave stand-ins, records and tables in this new folder"
-    )
-    options = parser.parse_args(argv)
-    if options.workers < 1:
-        parser.error(f"--workers {options.workers}: expected 1 or more")
-    os.environ.update(OFFLINE)  # for what is imported below; cli.py does it for what is imported above
-    acts = plan(options.experiments or ["*"], options.task)
-    with contextlib.ExitStack() as stack:
-        if options.keep is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="peft-bench-rehearsal-")))
-        else:
-            options.keep.mkdir(parents=True)
-            folder = options.keep.resolve()
-        attempts = stack.enter_context(no_network())
-        return _perform(acts, folder, attempts, options.workers)
+def perform_acts(acts: Sequence[Act], folder: Path, attempts: list[str], workers: int) -> int:
+    """All of them, some again as from the hub, the report: a line each; 0 if everything passed, 1 if not.
 
-
-def _perform(acts: Sequence[Act], folder: Path, attempts: list[str], workers: int) -> int:
+    folder: of stand-ins, records and tables. attempts: where `no_network` lists what was reached for.
+    """
     start = time.perf_counter()
     _quiet()
     cfgs = {act: compose_act(act, folder) for act in acts}
@@ -278,11 +149,9 @@ def _perform(acts: Sequence[Act], folder: Path, attempts: list[str], workers: in
     for (act, group), (problems, seconds, found) in zip(cfgs.items(), _performed(cfgs.values(), workers), strict=True):
         tally.add(act.experiment, act.settings, len(group), problems, seconds)
         reached += found
-    from .standins import hub_cache
-
     local = one_of_each([cfg for cfg in everyone if not cfg.scale.backbones])
     backbones = [(str(cfg.backbone_dir), cfg.backbone) for cfg in local]
-    tasks = [(str(cfg.data_dir), task) for cfg in local for task in _tasks(cfg)]
+    tasks = [(str(cfg.data_dir), task) for cfg in local for task in tasks_of(cfg)]
     with hub_cache(folder / "cache", backbones, tasks):
         problems, seconds = perform([as_from_hub(cfg) for cfg in local])
         tally.add("as from the hub", "", len(local), problems, seconds)
@@ -355,7 +224,3 @@ def _quiet() -> None:
     datasets.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,18 +1,13 @@
 """Everything about a configuration that can be refused before data, weights or time are spent on it."""
 
-import functools
 import math
 
-from transformers import CONFIG_MAPPING, AutoConfig
-
-from peft_methods.architectures import ARCHITECTURES
-
 from ..answers.in_context import check_in_context
+from ..backbones.checks import check_architecture
 from ..config.compose import task_choice
 from ..config.kinds import kind_of, writes_text
 from ..config.schema import (
     LOSS,
-    BackboneConfig,
     RunConfig,
     ScaleConfig,
     TaskConfig,
@@ -26,11 +21,6 @@ from ..metrics.labels import EXACT_MATCH, MEAN, METRICS
 from ..metrics.rouge import ROUGE
 from ..metrics.squad import ANSWER_METRICS
 from ..training.devices import DEVICES, DTYPES, PRECISIONS
-
-# Keys of config.json that the configuration class lacks and the model reads all the same.
-READ_BY_THE_MODEL = {
-    "deberta-v2": {"position_buckets", "norm_rel_ebd", "share_att_key", "conv_kernel_size", "conv_act", "conv_groups"}
-}
 
 
 def check_config(cfg: RunConfig) -> None:
@@ -200,27 +190,6 @@ def _check_text(cfg: RunConfig, where: str, task: TaskConfig) -> None:
             f"{key}.source={text.source!r}: expected the columns {', '.join(task.text_columns)} in braces ({problem}); "
             "change conf/task/"
         )
-
-
-def check_architecture(backbone: BackboneConfig) -> None:
-    """Raises ValueError for a key that the configuration class lacks: transformers would go on with its defaults."""
-    if backbone.model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            f"backbone.model_type={backbone.model_type!r}: transformers has no such model; methods attach to "
-            f"{', '.join(ARCHITECTURES)}; change conf/backbone/{backbone.name}.yaml"
-        )
-    known = _known_keys(backbone.model_type)
-    if unknown := [key for key in backbone.architecture if key not in known]:
-        raise ValueError(
-            f"backbone.architecture.{unknown[0]}: {backbone.model_type} has no such key; expected names of its "
-            f"config.json ({', '.join(sorted(key for key in known if not key.startswith('_')))}); change "
-            f"conf/backbone/{backbone.name}.yaml"
-        )
-
-
-@functools.cache
-def _known_keys(model_type: str) -> set[str]:
-    return AutoConfig.for_model(model_type).to_dict().keys() | READ_BY_THE_MODEL.get(model_type, set())
 
 
 def _check_trainer(trainer: TrainerConfig) -> None:

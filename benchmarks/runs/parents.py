@@ -1,11 +1,8 @@
-"""The start from another task's module (`init_from`): which parent, found or trained first, and what carries over."""
+"""The parents of runs that start from another task's module (`init_from`): which are missing, which is the best, and
+what of it carries over. Nothing is trained here."""
 
-import copy
 import dataclasses
-import functools
-import re
-import shlex
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -13,66 +10,85 @@ from safetensors import SafetensorError, safe_open
 from peft_methods.attached import Attached
 from peft_methods.state import copy_trained, read_safetensors
 
-from ..config.compose import compose_job
-from ..config.fields import NUMERICS, PLACE, names
-from ..config.schema import InitFromConfig, RunConfig
-from ..records.places import TRAINED
+from ..config.init_from import command, parent_configs
+from ..config.schema import RunConfig
+from .outcome import Outcome, record_of, recorded_outcome, recorded_score
+from .prepare import Prepared, prepare
 
 
-def parent_configs(cfg: RunConfig) -> list[RunConfig]:
-    """The configurations of every possible parent: the one of the same seed, or one per seed of `init_from.seeds`.
+def prepare_all(cfgs: Sequence[RunConfig], known: dict[str, Prepared] | None = None) -> list[Prepared]:
+    """These runs, each of them and of their possible parents prepared once. The recorded scores choose the parent.
 
-    A parent is its own experiment's run on the parent task, with its own recipe; only places and the scale carry over.
+    known: what is prepared already, by repr of its configuration; grows. Raises ValueError as `prepare` does.
     """
-    init = _checked(cfg.init_from)
-    seeds = [cfg.seed] if init.parent == "same_seed" else init.seeds
-    choices = [
-        f"experiment={init.experiment}",
-        f"task={init.task}",
-        f"settings={cfg.settings}",
-        f"scale={cfg.scale.name}",
-    ]
-    first = _composed(*choices, *init.overrides)
-    if first.init_from is not None:
-        raise ValueError(f"init_from: the parent {init.experiment} on {init.task} starts from a parent itself")
-    for name in ("_target_", "rank", "targets", "bottleneck_dim"):  # what gives the tensors their shapes
-        if first.method.get(name) != cfg.method.get(name):
-            raise ValueError(
-                f"init_from: this run has method.{name}={cfg.method.get(name)}, its parent {first.method.get(name)}; "
-                f"give the parent the same: 'init_from.overrides=[\"method.{name}={cfg.method.get(name)}\"]'"
-            )
-    places = {name: getattr(cfg, name) for name in names(RunConfig, PLACE, NUMERICS) - {"force"}}
-    first = dataclasses.replace(first, tracking=cfg.tracking, **places)
-    return [dataclasses.replace(copy.deepcopy(first), seed=seed) for seed in seeds]
+    known = {} if known is None else known
+    runs = [_prepared(cfg, known) for cfg in cfgs]
+    choose(runs)
+    return runs
 
 
-@functools.lru_cache(maxsize=64)  # once for all seeds
-def _composed(*words: str) -> RunConfig:
-    return compose_job(list(words))
+def _prepared(cfg: RunConfig, known: dict[str, Prepared]) -> Prepared:
+    key = repr(cfg)
+    if key not in known:
+        p = prepare(cfg)
+        if cfg.init_from is not None:
+            p.candidates = tuple(_prepared(candidate, known) for candidate in parent_configs(cfg))
+        known[key] = p
+    return known[key]
 
 
-def command(cfg: RunConfig, init: InitFromConfig) -> str:
-    """The exact command that trains the missing parent or parents, quoted for a shell."""
-    seeds = str(cfg.seed) if init.parent == "same_seed" else ",".join(map(str, init.seeds))
-    places = {n: getattr(cfg, n) for n in ("data_dir", "backbone_dir", "results_dir")}
-    words = ["peft-bench", "run", *(["-m"] if "," in seeds else [])]
-    words += [f"experiment={init.experiment}", f"task={init.task}", f"scale={cfg.scale.name}"]
-    words += [f"settings={cfg.settings}", f"seed={seeds}"]
-    words += [f"{n}={_hydra_value(value)}" for n, value in places.items() if value is not None]
-    return shlex.join([*words, *init.overrides])
+def choose(runs: Sequence[Prepared]) -> None:
+    """Which of its candidates each run starts from: the one with the highest validation score; ties go to the earlier
+    seed, and what has no score yet counts least."""
+    for p in runs:
+        if len(p.candidates) == 1:
+            p.start_from(p.candidates[0])
+        elif p.candidates:
+            scores = [recorded_score(candidate) for candidate in p.candidates]
+            p.start_from(p.candidates[_first_highest(scores)])
 
 
-def _hydra_value(path: str) -> str:
-    """A path as Hydra's command line reads it: in quotes if it has characters with a meaning there."""
-    if re.fullmatch(r"[\w./~:@%?|+-]+", path):
-        return path
-    # A backslash means itself there, except before a quote.
-    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), path) + "'"
+def _first_highest(scores: Sequence[float | None]) -> int:
+    known = [float("-inf") if score is None else score for score in scores]
+    return known.index(max(known))
 
 
-def pick_parent(scores: dict[str, float]) -> str:
-    """The run id with the highest validation score; ties go to the earlier seed (the order of the dictionary)."""
-    return max(scores, key=lambda run_id: scores[run_id])
+def missing(runs: Sequence[Prepared]) -> Iterator[RunConfig]:
+    """The parents that must be made before these runs, one after the other: those without a record; then, among all of
+    them, the best ones whose trained tensors are not here, again (records travel, trained tensors may not).
+
+    Raises ValueError before the first where init_from.if_missing=error, and where a parent that is done has no score.
+    """
+    for p in runs:
+        for outcome in filter(None, map(recorded_outcome, p.candidates)):
+            check_scored(outcome)
+        init = p.cfg.init_from
+        if init is not None and init.if_missing == "error" and (_without_record(p) or _lacks_tensors(p)):
+            raise ValueError(f"init_from: no trained parent; make it with: {command(p.cfg, init)}")
+    without_record = {candidate.key: candidate for p in runs for candidate in _without_record(p)}
+    for parent in without_record.values():
+        yield parent.cfg
+    choose(runs)
+    without_tensors = {p.parent.key: p.parent for p in runs if p.parent is not None and _lacks_tensors(p)}
+    for parent in without_tensors.values():
+        yield dataclasses.replace(parent.cfg, force=True)
+
+
+def _without_record(p: Prepared) -> list[Prepared]:
+    return [candidate for candidate in p.candidates if record_of(candidate) is None]
+
+
+def _lacks_tensors(p: Prepared) -> bool:
+    """Whether a run that is to be made has nothing to start from."""
+    return p.parent is not None and not is_whole(p.parent.trained) and (p.cfg.force or record_of(p) is None)
+
+
+def check_scored(parent: Outcome) -> None:
+    """Nothing starts from a run without a score: one that failed, or that another process is still making."""
+    if parent.score is None:
+        raise ValueError(
+            f"init_from: the parent {parent.experiment} {parent.task} seed {parent.seed} has no score: {parent.message}"
+        )
 
 
 def start_from(attached: Attached, k: int, parent: Path, head_dense: bool) -> None:
@@ -82,11 +98,6 @@ def start_from(attached: Attached, k: int, parent: Path, head_dense: bool) -> No
         copy_trained(attached, tensors, k, only=prefix)
 
 
-def trained_path(cfg: RunConfig, run_id: str) -> Path:
-    """Where a run's selected checkpoint lies: what its children start from."""
-    return Path(cfg.results_dir) / TRAINED / cfg.experiment / f"{run_id}.safetensors"
-
-
 def is_whole(trained: Path) -> bool:
     """Whether the trained tensors are there in full: records travel, tensors may not, and a copy may be cut short."""
     try:
@@ -94,22 +105,3 @@ def is_whole(trained: Path) -> bool:
             return True
     except (OSError, SafetensorError):
         return False
-
-
-def parent_of(cfg: RunConfig, score_of: Callable[[RunConfig], tuple[str, float]]) -> str:
-    """The run id of the parent; `score_of` finds or makes one candidate's run and gives its id and validation score."""
-    return pick_parent(dict(score_of(parent) for parent in parent_configs(cfg)))
-
-
-def _checked(init: InitFromConfig | None) -> InitFromConfig:
-    if init is None:
-        raise ValueError("this run has no init_from")
-    for name, value, known in (
-        ("parent", init.parent, ("same_seed", "best")),
-        ("if_missing", init.if_missing, ("train", "error")),
-    ):
-        if value not in known:
-            raise ValueError(f"init_from.{name}={value!r}: expected {' or '.join(known)}")
-    if init.parent == "best" and not init.seeds:
-        raise ValueError("init_from.seeds is empty: name the seeds among which the best parent is chosen")
-    return init

@@ -3,71 +3,97 @@
 import dataclasses
 import functools
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from ..config.fields import recorded
+from peft_methods.state import file_sha256, save_trained
+
+from ..backbones.loading import describe
+from ..config.recorded import as_recorded
 from ..config.schema import RunConfig
-from ..records import leases
 from ..records.schema import SCHEMA, Record, RecordError, tolerance_for
 from ..records.store import write_record
-from ..tasks.examples import RunData
-from .prepare import Outcome, Prepared, found_done, outcome_of, prepare, recorded_score, selected_score
-from .score import RunOutput
+from ..training.devices import Machine
+from ..training.loop import Run
+from .attach import Pack
+from .lease import NO_LEASE, Lease
+from .outcome import Outcome, outcome_of, recorded_outcome, selected_score
+from .parents import prepare_all
+from .prepare import Prepared
+from .score import Scored
 
 
-def record_done(
-    p: Prepared, backbone: dict[str, Any], numerics: dict[str, Any], output: RunOutput, write: bool
-) -> Outcome:
-    """The record of a finished run, written by the main process, and its outcome."""
-    record = assemble(p.cfg, p.identity, p.run_id, p.departures, p.data, backbone, numerics, output)
-    if write:
-        write_record(p.cfg.results_dir, record, output.columns)
-    return outcome_of(p, "done", ", ".join(record["flags"]), selected_score(record), 0.0)
+@dataclasses.dataclass(frozen=True)
+class Cause:
+    """Why a run failed. kind: diverged, out_of_memory, worker_lost or error."""
+
+    kind: str
+    message: str
 
 
-def record_failure(cfg: RunConfig, kind: str, message: str) -> None:
+def record(pack: Pack, trained: Run, scored: Scored | None, machine: Machine) -> Outcome:
+    """Save a run's trained tensors and write its record, or the record of its failure where it diverged."""
+    p, tracker, position = pack.runs[trained.k], pack.trackers[trained.k], trained.position
+    if scored is None:
+        tracker.finish({"diverged": position.diverged}, failed=True)
+        return record_failure(p, Cause("diverged", str(position.diverged)), position.history, pack.lease)
+    pack.lease.check()
+    if machine.accelerator.is_main_process:
+        save_trained(pack.attached, p.trained, trained.k)  # before the record: done means all there
+        scored.trained_sha256 = file_sha256(p.trained)
+    content = assemble(p, describe(pack.backbone), machine.numerics(p.cfg, pack.run_ids), scored)
+    if machine.accelerator.is_main_process:
+        write_record(p.cfg.results_dir, content, scored.columns)
+    tracker.finish({"validation": selected_score(content)})
+    return done(p, content)
+
+
+def done(p: Prepared, content: Record) -> Outcome:
+    """The outcome of a run that has just been recorded."""
+    return outcome_of(p, "done", ", ".join(content["flags"]), selected_score(content))
+
+
+def record_lost(cfg: RunConfig, cause: Cause) -> None:
     """The failed record of a run that could not write its own; nothing where it has a record by now."""
-    p = prepare(cfg, recorded_score)
-    if found_done(p) is None:
-        record_failed(p, kind, message, [])
+    (p,) = prepare_all([cfg])
+    if recorded_outcome(p) is None:
+        record_failure(p, cause)
 
 
-def record_failed(
-    p: Prepared, kind: str, message: str, history: Sequence[Any], held: leases.Held | None = None
+def record_failure(
+    p: Prepared, cause: Cause, history: Sequence[Mapping[str, Any]] = (), lease: Lease = NO_LEASE
 ) -> Outcome:
-    """The failed record of a run of this process, and its outcome."""
-    if held is not None:
-        held.check()
+    """Write the record of a failure. history: as far as the run had come."""
+    lease.check()
+    message = f"{cause.kind}: {cause.message}"
+    flags = ["nan_loss"] if cause.kind == "diverged" else []
+    failed = {"status": "failed", "cause": dataclasses.asdict(cause), "history": list(history), "flags": flags}
     try:
-        failure = assemble_failure(p.cfg, p.identity, p.run_id, p.departures, kind, message, history)
-        write_record(p.cfg.results_dir, failure)
+        write_record(p.cfg.results_dir, cast(Record, _common(p) | failed | {"scores": []}))
     except RecordError as error:  # a forced repetition failed: the record of the run that finished stays
         message = f"{message} ({error})"
-    return dataclasses.replace(outcome_of(p, "failed", f"{kind}: {message}", None, 0.0), kind=kind)
+    return dataclasses.replace(outcome_of(p, "failed", message), kind=cause.kind)
 
 
-def assemble(
-    cfg: RunConfig, identity: dict[str, Any], run_id: str, departures: dict[str, list[Any]], data: RunData,
-    backbone: dict[str, Any], numerics: dict[str, Any], output: RunOutput,
-) -> Record:  # fmt: skip
+def assemble(p: Prepared, backbone: dict[str, Any], numerics: dict[str, Any], scored: Scored) -> Record:
     """The record of a finished run."""
+    cfg, data = p.cfg, p.data
     entries = [
         {
             "split": split,
             "checkpoint": checkpoint,
-            "epoch": output.epochs[checkpoint],
+            "epoch": scored.epochs[checkpoint],
             "metric": metric,
             "score": value,
             "n": n,
         }
-        for checkpoint, by_split in output.scores.items()
+        for checkpoint, by_split in scored.scores.items()
         for split, scores in by_split.items()
         for metric, (value, n) in scores.items()
     ]
-    record = _common(cfg, identity, run_id, departures) | {
+    content = _common(p) | {
         "status": "done",
         "cause": None,
         "backbone": backbone,
@@ -78,42 +104,32 @@ def assemble(
             "metric": cfg.task.selection_metric,
         },
         "scores": entries,
-        "history": output.history,
-        "params": output.params,
-        "trained_sha256": output.trained_sha256,
-        "flags": output.flags,
+        "history": scored.history,
+        "params": scored.params,
+        "trained_sha256": scored.trained_sha256,
+        "flags": scored.flags,
         "numerics": numerics,
         "tolerance": tolerance_for(numerics["dtype"]),
-        "cost": _COST | output.cost,
+        "cost": _COST | scored.cost,
     }
-    return cast(Record, record)
+    return cast(Record, content)
 
 
-def assemble_failure(
-    cfg: RunConfig, identity: dict[str, Any], run_id: str, departures: dict[str, list[Any]],
-    kind: str, message: str, history: Sequence[Any],
-) -> Record:  # fmt: skip
-    """The record of a run that failed: its cause, its history so far, no scores."""
-    flags = ["nan_loss"] if kind == "diverged" else []
-    cause = {"kind": kind, "message": message}
-    failed = {"status": "failed", "cause": cause, "history": list(history), "flags": flags, "scores": []}
-    return cast(Record, _common(cfg, identity, run_id, departures) | failed)
-
-
-def _common(cfg: RunConfig, identity: dict[str, Any], run_id: str, departures: dict[str, list[Any]]) -> dict[str, Any]:
+def _common(p: Prepared) -> dict[str, Any]:
+    cfg = p.cfg
     commit, dirty = _git()
     return {
         "schema": SCHEMA,
-        "run_id": run_id,
+        "run_id": p.run_id,
         "experiment": cfg.experiment,
         "scale": cfg.scale.name,
         "settings": cfg.settings,
         "task": cfg.task.name,
         "seed": cfg.seed,
-        "identity": {key: value for key, value in identity.items() if key != "config"},
-        "parents": identity["parents"],
-        "departures": departures,
-        "config": recorded(cfg),
+        "identity": {key: value for key, value in p.identity.items() if key != "config"},
+        "parents": p.identity["parents"],
+        "departures": p.departures,
+        "config": as_recorded(cfg),
         "provenance": {
             "git_commit": commit,
             "git_dirty": dirty,

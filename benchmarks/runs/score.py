@@ -5,9 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from accelerate import Accelerator
-from torch import Tensor
-
 from peft_methods.counting import count_parameters
 from peft_methods.state import trained_tensors
 
@@ -15,6 +12,7 @@ from ..answers.one_run import OneRun
 from ..answers.predictions import Predictions, Scores
 from ..config.schema import RunConfig, TaskConfig
 from ..tasks.examples import Gold
+from ..training.devices import Machine
 from ..training.loop import Run, restore_best
 
 Columns = Mapping[str, Mapping[str, Any]]  # split -> column -> values
@@ -22,8 +20,8 @@ PARAMS = ("method", "head", "added", "stored", "backbone", "layers")  # of Param
 
 
 @dataclass
-class RunOutput:
-    """What a run leaves behind. scores: checkpoint (last, best) -> split -> metric -> value and number of examples.
+class Scored:
+    """What a trained run gives. scores: checkpoint (last, best) -> split -> metric -> value and number of examples.
     columns: split -> the predictions of the selected checkpoint."""
 
     scores: dict[str, dict[str, Scores]]
@@ -36,21 +34,26 @@ class RunOutput:
     trained_sha256: str | None = None
 
 
-def score(r: Run, start: dict[str, Tensor], accelerator: Accelerator, memory: int, show_progress: bool) -> RunOutput:
-    """Score the last and the best checkpoint on every split; afterwards the selected one is attached."""
-    cfg, position, one = r.job.cfg, r.position, OneRun(r.attached, r.k, accelerator)
+def score(r: Run, machine: Machine) -> Scored | None:
+    """Score the last and the best checkpoint on every split; afterwards the selected one is attached.
+
+    None of a run that diverged.
+    """
+    cfg, position, one = r.job.cfg, r.position, OneRun(r.attached, r.k, machine.accelerator)
+    if position.diverged is not None:
+        return None
 
     def predicted(checkpoint: str) -> dict[str, Predictions]:
         found = {}
         for name, scored in r.job.scored.items():
-            title = f"{cfg.experiment} seed {cfg.seed}: {name}, {checkpoint}" if show_progress else None
+            title = f"{cfg.experiment} seed {cfg.seed}: {name}, {checkpoint}" if machine.show_progress else None
             found[name] = scored.answers.predict(one, scored.split, title)
         return {name: predictions for name, predictions in found.items() if predictions is not None}
 
     began = time.perf_counter()
     last = trained_tensors(r.attached, r.k)
     predictions = {"last": predicted("last")}
-    unmoved = [n for n, t in last.items() if t.equal(start[n]) and not n.endswith("key.bias")]
+    unmoved = [n for n, t in last.items() if t.equal(r.start[n]) and not n.endswith("key.bias")]
     same = position.best_epoch == r.epoch
     restore_best(r)
     predictions["best"] = predictions["last"] if same else predicted("best")
@@ -63,7 +66,7 @@ def score(r: Run, start: dict[str, Tensor], accelerator: Accelerator, memory: in
         "eval_seconds": eval_seconds,
         "train_tokens": position.tokens,
         "tokens_per_second": position.tokens / position.train_seconds if position.train_seconds else None,
-        "peak_memory_bytes": memory,
+        "peak_memory_bytes": machine.peak_memory,
     }
     epochs: dict[str, float | None] = {"last": r.epoch, "best": position.best_epoch}
     counts = count_parameters(r.attached, r.k)
@@ -71,7 +74,7 @@ def score(r: Run, start: dict[str, Tensor], accelerator: Accelerator, memory: in
     asked = {name: (scored.answers.task, scored.split.gold) for name, scored in r.job.scored.items()}
     scores, flags, columns = judge(cfg, predictions, asked)
     flags += [*r.job.answers.flags(), *(["parameters_did_not_move"] if unmoved else [])]
-    return RunOutput(scores, flags, columns, epochs, position.history, params, cost)
+    return Scored(scores, flags, columns, epochs, position.history, params, cost)
 
 
 def judge(

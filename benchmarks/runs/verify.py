@@ -80,7 +80,7 @@ def find(results: Path, name: str) -> Path:
 
 def repeat(results: Path, record: Record, folder: Path, places: Mapping[str, str | None]) -> Record:
     """Make the record's whole pack again in `folder`; raises ValueError where that is not possible."""
-    from .run import run_pack
+    from .run import How, run_pack
 
     members = _members(results, record)
     cfgs = []
@@ -92,7 +92,7 @@ def repeat(results: Path, record: Record, folder: Path, places: Mapping[str, str
         cfgs.append(dataclasses.replace(cfg, tracking=TrackingConfig()))
         for parent in member["parents"]:
             _bring_parent(results, parent, folder)
-    outcomes = run_pack(cfgs, micro_batch_size=record["numerics"]["micro_batch_size"])
+    outcomes = run_pack(cfgs, How(micro_batch_size=record["numerics"]["micro_batch_size"]))
     for member, outcome in zip(members, outcomes, strict=True):
         if member["run_id"] != record["run_id"]:
             continue

@@ -10,6 +10,7 @@ transformers do differently, and every set of outputs is scored in every way. Wh
 """
 
 import argparse
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -98,14 +99,10 @@ def _given(words: Sequence[str]) -> dict[str, list[Any]]:
 def _of_run(record: Record, levels: Mapping[str, list[Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every combination of decoding and scoring for one run."""
     from ..answers.decoding import clean_up
-    from ..config.recorded import run_config
+    from ..runs.reopen import recorded_config
 
-    cfg = dataclasses.replace(
-        run_config(record["config"]),
-        data_dir=options.data_dir,
-        backbone_dir=options.backbone_dir,
-        results_dir=str(options.results),
-    )
+    places = {"data_dir": options.data_dir, "backbone_dir": options.backbone_dir, "results_dir": str(options.results)}
+    cfg = recorded_config(record, places)
     references = _references(cfg)
     shared = {"run_id": record["run_id"], "seed": record["seed"]}
     for factor, path in TRAINING.items():
@@ -120,7 +117,7 @@ def _of_run(record: Record, levels: Mapping[str, list[Any]], options: argparse.N
         for chosen in itertools.product(*levels.values())
     ]
     lines = []
-    for decoding, texts in _outputs(record, cfg, decodings, options.results):
+    for decoding, texts in _outputs(record, places, decodings):
         named = {name: _named(getattr(decoding, name)) for name in levels}
         for clean, form, metric in itertools.product((False, True), references, METRICS):
             made = [clean_up(text) for text in texts] if clean else texts
@@ -159,50 +156,30 @@ def _references(cfg: RunConfig) -> dict[str, list[list[str]]]:
 
 
 def _outputs(
-    record: Record, cfg: RunConfig, decodings: Sequence[DecodingConfig], results: Path
+    record: Record, places: Mapping[str, Any], decodings: Sequence[DecodingConfig]
 ) -> Iterator[tuple[DecodingConfig, list[str]]]:
     """What the run writes under each decoding: kept from before, or decoded now."""
-    attached = None
-    for i, decoding in enumerate(decodings):
-        settings = json.dumps(dataclasses.asdict(decoding) | {"name": "", "batch_size": 0}, sort_keys=True)
-        name = f"{record['run_id']}.{hashlib.sha256(settings.encode()).hexdigest()[:12]}.json.gz"
-        path = results / ERRATA / "e2e_gap" / name
-        if not path.exists():
-            attached = attached or _attach(record, cfg)
-            title = f"{record['run_id']}: decoding {i + 1} of {len(decodings)}"
-            content = json.dumps({"decoding": json.loads(settings), "prediction": _decode(*attached, decoding, title)})
-            write_files({path: gzip.compress(content.encode(), mtime=0)})
-        yield decoding, json.loads(gzip.decompress(path.read_bytes()))["prediction"]
-    if attached:
-        attached[0].attached.detach()
+    from ..runs.reopen import reopened
+
+    with contextlib.ExitStack() as stack:
+        pack = None
+        for i, decoding in enumerate(decodings):
+            settings = json.dumps(dataclasses.asdict(decoding) | {"name": "", "batch_size": 0}, sort_keys=True)
+            name = f"{record['run_id']}.{hashlib.sha256(settings.encode()).hexdigest()[:12]}.json.gz"
+            path = Path(places["results_dir"]) / ERRATA / "e2e_gap" / name
+            if not path.exists():
+                pack = pack or stack.enter_context(reopened([record], places, "; make it again there"))
+                title = f"{record['run_id']}: decoding {i + 1} of {len(decodings)}"
+                texts = _decode(*pack, decoding, title)
+                content = json.dumps({"decoding": json.loads(settings), "prediction": texts})
+                write_files({path: gzip.compress(content.encode(), mtime=0)})
+            yield decoding, json.loads(gzip.decompress(path.read_bytes()))["prediction"]
 
 
-def _attach(record: Record, cfg: RunConfig) -> tuple[Any, Any, Any]:
-    """The run as it was selected; how it answers, and the inputs of the test split."""
-    from peft_methods.attach import attach
-    from peft_methods.state import load_trained
-
-    from .. import answers
+def _decode(pack: Any, machine: Any, decoding: DecodingConfig, title: str) -> list[str]:
     from ..answers.one_run import OneRun
-    from ..backbones.loading import load_backbone
-    from ..config.compose import build_method, register
-    from ..runs import parents
-    from ..tasks.loading import load_task
-    from ..training import devices
 
-    register()
-    path = parents.trained_path(cfg, record["run_id"])
-    if not path.exists():
-        raise ValueError(f"{path} is not here: the trained tensors stay where the run was made; make it again there")
-    accelerator = devices.make_accelerator(cfg.device, cfg.trainer.precision, 1)
-    backbone = load_backbone(cfg.backbone, cfg.scale, cfg.backbone_dir, accelerator.device, cfg.seed)
-    attached = attach(backbone.model, [build_method(cfg.method)], [None], [cfg.seed], backbone.tokenizer)
-    load_trained(attached, path)
-    writing = answers.of(cfg, cfg.task, backbone, attached.positions(0))
-    split = writing.tokenize(load_task(cfg.task, cfg.scale, cfg.data_dir))["test"]
-    return OneRun(attached, 0, accelerator), writing, split.questions
-
-
-def _decode(one: Any, writing: Any, inputs: Any, decoding: DecodingConfig, title: str) -> list[str]:
-    writing.decoding = decoding
-    return [text for text, _ in writing.decode(one, inputs, title)]
+    asked = pack.jobs[0].scored["test"]
+    asked.answers.decoding = decoding
+    one = OneRun(pack.attached, 0, machine.accelerator)
+    return [text for text, _ in asked.answers.decode(one, asked.split.questions, title)]

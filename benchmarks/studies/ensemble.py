@@ -9,7 +9,6 @@ not say). An answer that is no label is no vote.
 """
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import statistics
@@ -88,37 +87,12 @@ def main(argv: Sequence[str]) -> int:
 
 def ensemble(group: Sequence[Record], options: argparse.Namespace) -> dict[str, Any]:
     """Attach the runs as one pack, vote on every split, time it; the file's content."""
-    from peft_methods.state import load_trained
-
-    from ..backbones.loading import load_backbone
-    from ..config.recorded import run_config
-    from ..runs.attach import attach_pack
-    from ..runs.parents import trained_path
-    from ..runs.prepare import prepare, recorded_score
-    from ..training import devices
+    from ..runs.reopen import reopened
 
     places = {"data_dir": options.data_dir, "backbone_dir": options.backbone_dir, "results_dir": str(options.results)}
-    cfgs = [dataclasses.replace(run_config(record["config"]), **places) for record in group]
-    pack = [prepare(cfg, recorded_score) for cfg in cfgs]
-    for p, record in zip(pack, group, strict=True):
-        if p.run_id != record["run_id"]:
-            raise ValueError(
-                f"run {record['run_id']} is {p.run_id} with this code, backbone and data: give the --data-dir and "
-                "--backbone-dir that it was made with, or make it again"
-            )
-        if not trained_path(p.cfg, p.run_id).exists():
-            raise ValueError(
-                f"{trained_path(p.cfg, p.run_id)} is not here: the trained tensors stay where the run was made, no "
-                f"clone has them. Make voters of your own: {_commands(options)}"
-            )
-    first = cfgs[0]
-    accelerator = devices.make_accelerator(first.device, first.trainer.precision, len(pack))
-    backbone = load_backbone(first.backbone, first.scale, first.backbone_dir, accelerator.device, first.seed)
-    attached, jobs = attach_pack(pack, backbone, None)
-    try:
-        for k, p in enumerate(pack):
-            load_trained(attached, trained_path(p.cfg, p.run_id), k)
-        attached.eval()
+    otherwise = f", no clone has them. Make voters of your own: {_commands(options)}"
+    with reopened(group, places, otherwise) as (pack, machine):
+        attached, jobs, first = pack.attached, pack.jobs, pack.runs[0].cfg
         asked = {name: (_writing(jobs[0], name), scored.split) for name, scored in jobs[0].scored.items()}
         lines: list[dict[str, Any]] = []
         changed = 0
@@ -128,13 +102,10 @@ def ensemble(group: Sequence[Record], options: argparse.Namespace) -> dict[str, 
                 recorded = read_predictions(options.results, record["experiment"], record["run_id"])
                 changed += sum(a != b for a, b in zip(of_run, recorded[name]["prediction"], strict=True))
             lines += _scored(name, writing, split, answers)
-        stored = sum(p.numel() * p.element_size() for k in range(len(pack)) for p in attached.run(k).stored().values())
-        model = sum(p.numel() * p.element_size() for p in backbone.model.parameters())
+        stored = sum(p.numel() * p.element_size() for k in range(len(jobs)) for p in attached.run(k).stored().values())
+        model = sum(p.numel() * p.element_size() for p in pack.backbone.model.parameters())
         times = _times(attached, *next(iter(asked.values())), options.repeats)
-        ids = [p.run_id for p in pack]
-        numerics = devices.numerics(accelerator, first.backbone.dtype, first.trainer.precision, ids, None)
-    finally:
-        attached.detach()
+        numerics = machine.numerics(first, pack.run_ids)
     found = {
         **{key: group[0][key] for key in ("experiment", "scale", "settings", "task")},
         "stands_for": group[0]["backbone"]["stands_for"],
@@ -144,7 +115,7 @@ def ensemble(group: Sequence[Record], options: argparse.Namespace) -> dict[str, 
         "scores": lines,
         **times,
         "prompt_bytes": stored,
-        "model_bytes": model * len(pack),
+        "model_bytes": model * len(group),
         "numerics": {key: numerics[key] for key in ("device", "device_name", "dtype", "threads")},
     }
     name = hashlib.sha256(" ".join(found["run_ids"]).encode()).hexdigest()[:16]

@@ -16,7 +16,6 @@ V entries of the vocabulary, H width.
 """
 
 import argparse
-import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,10 +142,10 @@ def _cohesion(ids: Tensor, table: Tensor) -> float:
 
 def _labels(record: Record) -> list[str]:
     """What the first tokens started from; empty where the prompt had another start."""
-    from ..config.recorded import run_config
     from ..runs.attach import with_labels
+    from ..runs.reopen import recorded_config
 
-    cfg = run_config(record["config"])
+    cfg = recorded_config(record, {})
     return list(with_labels(cfg)["labels"]) if cfg.method["init"] == "class_labels" else []
 
 
@@ -169,8 +168,8 @@ def _prompts(results: Path, experiment: str) -> Iterator[tuple[Record, Tensor]]:
 def _vocabulary(record: Record, backbone_dir: str | None) -> tuple[Any, Tensor]:
     """Tokenizer and input embeddings (V, H) of a run's backbone."""
     from ..backbones.loading import load_backbone
-    from ..config.recorded import run_config
+    from ..runs.reopen import recorded_config
 
-    cfg = dataclasses.replace(run_config(record["config"]), backbone_dir=backbone_dir)
+    cfg = recorded_config(record, {"backbone_dir": backbone_dir})
     backbone = load_backbone(cfg.backbone, cfg.scale, cfg.backbone_dir, torch.device("cpu"), cfg.seed)
     return backbone.tokenizer, backbone.model.get_input_embeddings().weight.detach()

@@ -39,12 +39,12 @@ def overhead(folder: Path) -> None:
     """Seconds of a run in a process that has its backbone and data, apart from its own training and evaluation."""
     from ..config.many import compose_all
     from ..records.store import read_record, record_path
-    from ..runs.run import run
+    from ..runs.run import How, run
 
     beyond = []
     for cfg in compose_all(_runs(folder / "overhead", 8, f"trainer.max_steps={STEPS}")):
         start = time.perf_counter()
-        outcome = run(cfg, show_progress=False)
+        outcome = run(cfg, How(show_progress=False))
         seconds = time.perf_counter() - start
         cost = read_record(record_path(cfg.results_dir, cfg.experiment, outcome.run_id))["cost"]
         beyond.append(seconds - (cost["train_seconds"] or 0) - (cost["eval_seconds"] or 0))
@@ -61,7 +61,7 @@ def packs(folder: Path) -> None:
     import torch
 
     from ..config.many import compose_all
-    from ..runs.run import run_pack
+    from ..runs.run import How, run_pack
 
     seconds: dict[int, list[float]] = {1: [], 2: [], 4: [], 8: []}
     with _one_thread(torch):
@@ -70,7 +70,7 @@ def packs(folder: Path) -> None:
                 cfgs = compose_all(_runs(folder / f"packs{repeat}.{size}", 8, f"trainer.max_steps={STEPS}"))
                 start = time.perf_counter()
                 for i in range(0, len(cfgs), size):
-                    run_pack(cfgs[i : i + size], show_progress=False)
+                    run_pack(cfgs[i : i + size], How(show_progress=False))
                 found.append(time.perf_counter() - start)
     alone = statistics.median(seconds[1])
     listed = ", ".join(f"{size}: {alone / statistics.median(found):.2f}" for size, found in seconds.items() if size > 1)

@@ -34,6 +34,7 @@ from peft_methods.attach import attach
 from peft_methods.counting import ParameterCounts, count_parameters
 from peft_methods.heads import ClassificationHead
 
+from ..backbones.checks import check_architecture
 from ..backbones.loading import empty_model
 from ..config.compose import backbone_choice, build_method, method_choice, register, typed
 from ..config.schema import CONF_DIR, BackboneConfig
@@ -41,7 +42,6 @@ from ..records.files import write_files
 from ..records.places import TABLES
 from ..report.reference import DIRECTORY, Reference, read_reference
 from ..report.render import bullets, markdown_table, page
-from ..runs.checks import check_architecture
 
 # What a paper may count as n ...
 COUNTED: dict[str, Callable[[ParameterCounts], int]] = {

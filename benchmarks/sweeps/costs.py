@@ -145,7 +145,7 @@ def _read_calibrations(folder: Path, device: str) -> dict[str, Rate]:
 
 def calibrate(cfgs: Sequence[RunConfig], costs: Costs) -> int:
     """Measure one run of every likeness that has no rate yet; returns how many. The runs leave no records."""
-    from ..runs.run import run
+    from ..runs.run import How, run
 
     missing = {like(cfg): cfg for cfg in reversed(cfgs) if not is_control(cfg) and like(cfg) not in costs.rates}
     for name, cfg in missing.items():
@@ -157,7 +157,7 @@ def calibrate(cfgs: Sequence[RunConfig], costs: Costs) -> int:
             short = dataclasses.replace(
                 cfg, trainer=trainer, tracking=tracking, results_dir=folder, init_from=None, force=True
             )
-            outcome = run(short, show_progress=False)
+            outcome = run(short, How(show_progress=False))
             if outcome.status != "done":
                 raise ValueError(f"the calibration of {cfg.experiment} on {cfg.task.name} failed: {outcome.message}")
             found = _rate_of(read_record(record_path(folder, cfg.experiment, outcome.run_id)))

@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from ..config.departures import departures, flattened, swept_keys
+from ..config.init_from import command
 from ..config.schema import RunConfig
 from ..config.science import scientific
 from ..records.leases import Claim, Key, read_claims
 from ..records.schema import Record, RecordError
 from ..records.states import STATES, States, list_states
 from ..records.store import read_record, record_path
-from ..runs import parents
-from ..runs.prepare import prepare, record_of, selected_score
+from ..runs.outcome import recorded_score
+from ..runs.parents import prepare_all
+from ..runs.prepare import Prepared
 from .packs import Pack, pack_runs
 
 log = logging.getLogger(__name__)
@@ -31,10 +33,6 @@ log = logging.getLogger(__name__)
 # Failures that a restart may mend. The others (a bug, a run that diverges) fail again until something is changed.
 RETRIED = ("out_of_memory", "worker_lost")
 _BESIDES = {"data", "result versions", "weights", "parent or stand-in"}  # what a configuration does not say
-
-
-class ParentMissing(Exception):
-    """The parent with the highest score cannot be named before all candidates have one."""
 
 
 @dataclass
@@ -82,10 +80,12 @@ class Stale:
 
 @dataclass
 class Plan:
-    """cells: parents first, each run once. packs: of the runs that can be begun now, in order."""
+    """cells: parents first, each run once. packs: of the runs that can be begun now, in order. known: what was
+    prepared for it, for the plan of the next round."""
 
     cells: list[Cell]
     packs: list[PlannedPack]
+    known: dict[str, Prepared] = field(default_factory=dict)
     duplicates: int = 0
     stale: list[Stale] = field(default_factory=list)
 
@@ -101,15 +101,23 @@ class Plan:
 
 
 def make_plan(
-    cfgs: Sequence[RunConfig], size: int | None = None, workers: int = 1, retry: bool = False, stale: bool = True
+    cfgs: Sequence[RunConfig],
+    size: int | None = None,
+    workers: int = 1,
+    retry: bool = False,
+    stale: bool = True,
+    known: dict[str, Prepared] | None = None,
 ) -> Plan:
     """The plan of these runs. size: of packs (None: by device and memory). retry: begin every failed run again.
 
-    Raises ValueError for a run that could not be trained, before any is.
+    known: what an earlier plan of the same runs has prepared (see `prepare_all`). Raises ValueError for a run that
+    could not be trained, before any is.
     """
+    known = {} if known is None else known
+    runs = prepare_all(cfgs, known)
     states = _States(cfgs)
-    wanted = [states.cell(cfg) for cfg in cfgs]
-    extra = [dataclasses.replace(cell, parent=True) for cell in states.parents.values()]
+    wanted = [states.cell(p) for p in runs]
+    extra = [dataclasses.replace(states.cell(p), parent=True) for p in states.missing_parents(runs)]
     cells: dict[Any, Cell] = {}
     for cell in sorted([*wanted, *extra], key=lambda cell: cell.cfg.init_from is not None):  # stable: parents first
         cells.setdefault(cell.key or id(cell), cell)
@@ -121,15 +129,15 @@ def make_plan(
         or (cell.state == "failed" and (retry or cell.kind in RETRIED))
         or (cell.cfg.force and cell.state == "done")
     ]
-    packs = _packs(pending, states.done_parents | cells, states.claims, size, workers)
-    plan = Plan(unique, packs, duplicates=len(wanted) + len(extra) - len(unique))
+    packs = _packs(pending, states.done_parents(runs) | cells, states.claims, size, workers)
+    plan = Plan(unique, packs, known, duplicates=len(wanted) + len(extra) - len(unique))
     if stale:
-        plan.stale = find_stale(unique, states.records)
+        plan.stale = find_stale(unique, states.records, known)
     return plan
 
 
 class _States:
-    """Identities of runs, and their states from file names, looked up once per results folder."""
+    """The states of runs from file names, looked up once per results folder."""
 
     def __init__(self, cfgs: Sequence[RunConfig]):
         self.folders = {cfg.results_dir for cfg in cfgs}
@@ -137,15 +145,13 @@ class _States:
         self.claims: dict[Key, tuple[Claim, bool]] = {}
         for folder in self.folders:
             self.claims |= read_claims(folder)
-        self.parents: dict[Key, Cell] = {}  # that have to be trained
-        self.done_parents: dict[Any, Cell] = {}  # members of the packs that the others were begun in
 
-    def cell(self, cfg: RunConfig) -> Cell:
-        try:
-            p = prepare(cfg, lambda parent: self._parent(cfg, parent))
-        except ParentMissing:
+    def cell(self, p: Prepared) -> Cell:
+        """The run with its state."""
+        cfg = p.cfg
+        if self._waits(p):
             return Cell(cfg, None, "waiting")
-        found = self.records[cfg.results_dir].get(cfg.experiment, States())
+        found = self._of(p)
         if p.run_id in found.done and _is_whole(record_path(cfg.results_dir, cfg.experiment, p.run_id)):
             return Cell(cfg, p.run_id, "done")
         if p.key in self.claims:
@@ -154,29 +160,35 @@ class _States:
             return Cell(cfg, p.run_id, "failed", found.failed[p.run_id])
         return Cell(cfg, p.run_id, "missing")
 
-    def _parent(self, child: RunConfig, cfg: RunConfig) -> tuple[str, float]:
-        """The parent's run id, and its score where there is more than one candidate."""
-        assert child.init_from is not None
-        p = prepare(cfg, lambda _: ("", 0.0))
-        there = p.run_id in self.records[cfg.results_dir].get(cfg.experiment, States()).done
-        whole = there and parents.is_whole(parents.trained_path(cfg, p.run_id))
-        if not whole and not (there and child.init_from.if_missing == "error"):
-            if child.init_from.if_missing == "error":
-                command = parents.command(child, child.init_from)
-                raise ValueError(f"init_from: no trained parent; make it with: {command}")
-            if not there:
-                self.parents.setdefault(p.key, self.cell(cfg))
-        if there:
-            self.done_parents.setdefault(p.key, Cell(cfg, p.run_id, "done", parent=True))
-        if child.init_from.parent == "same_seed":
-            return p.run_id, 0.0
-        record = record_of(p) if there else None
-        score = None if record is None else selected_score(record)
-        if score is None:
-            for candidate in parents.parent_configs(child):  # all of them are needed, not the first alone
-                self.parents.setdefault(prepare(candidate, lambda _: ("", 0.0)).key, self.cell(candidate))
-            raise ParentMissing
-        return p.run_id, score
+    def missing_parents(self, runs: Sequence[Prepared]) -> list[Prepared]:
+        """What has to be trained before these runs, or have a score: each once. Raises ValueError where
+        init_from.if_missing=error."""
+        parents: dict[Key, Prepared] = {}
+        for p in runs:
+            init = p.cfg.init_from
+            missing = [parent for parent in p.candidates if not self._done(parent)]
+            if missing and init is not None and init.if_missing == "error":
+                raise ValueError(f"init_from: no trained parent; make it with: {command(p.cfg, init)}")
+            for parent in p.candidates if self._waits(p) else missing:
+                parents.setdefault(parent.key, parent)
+        return list(parents.values())
+
+    def done_parents(self, runs: Sequence[Prepared]) -> dict[Any, Cell]:
+        """Members of the packs that missing parents were begun in."""
+        done = [parent for p in runs for parent in p.candidates if self._done(parent)]
+        return {parent.key: Cell(parent.cfg, parent.run_id, "done", parent=True) for parent in done}
+
+    def _waits(self, p: Prepared) -> bool:
+        """Whether its best parent is not known yet: one of them has no score."""
+        if p.cfg.init_from is None or p.cfg.init_from.parent == "same_seed":
+            return False
+        return any(not self._done(parent) or recorded_score(parent) is None for parent in p.candidates)
+
+    def _done(self, p: Prepared) -> bool:
+        return p.run_id in self._of(p).done
+
+    def _of(self, p: Prepared) -> States:
+        return self.records[p.cfg.results_dir].get(p.cfg.experiment, States())
 
 
 def _is_whole(path: Path) -> bool:
@@ -214,7 +226,9 @@ def _packs(
     return sorted(packs, key=lambda pack: pack.cells[0].cfg.init_from is not None)
 
 
-def find_stale(cells: Sequence[Cell], states: Mapping[str, Mapping[str, States]]) -> list[Stale]:
+def find_stale(
+    cells: Sequence[Cell], states: Mapping[str, Mapping[str, States]], known: Mapping[str, Prepared]
+) -> list[Stale]:
     """Records of the same experiment, task, seed, scale and departures as a missing run, but of another identity."""
     wanted = {cell.key for cell in cells}
     missing: dict[tuple[Any, ...], list[Cell]] = {}
@@ -239,7 +253,7 @@ def find_stale(cells: Sequence[Cell], states: Mapping[str, Mapping[str, States]]
                 continue  # the report and the run itself name it
             same = _asked(record["task"], record["seed"], record["scale"], record["settings"], record["departures"])
             for cell in by_setting.get(same, []):
-                differs = _differences(record, cell)
+                differs = _differences(record, known[repr(cell.cfg)])
                 # Not: another point of the experiment's own sweep, or of a sweep over settings of the user's own.
                 if differs <= _BESIDES if experiment == "custom" else not differs <= swept_keys(experiment):
                     found.append(Stale(experiment, run_id, cell.label, tuple(sorted(differs))))
@@ -251,15 +265,14 @@ def _asked(task: str, seed: int, scale: str, settings: str, changed: Mapping[str
     return task, seed, scale, settings, repr(sorted((key, both[0]) for key, both in changed.items()))
 
 
-def _differences(record: Record, cell: Cell) -> set[str]:
+def _differences(record: Record, p: Prepared) -> set[str]:
     """Dotted keys of the configuration, or data, backbone, result version, parent."""
-    config, ours = record["config"], dataclasses.asdict(cell.cfg)
+    config, ours = record["config"], dataclasses.asdict(p.cfg)
     try:
         before, now = flattened(scientific(config)), flattened(scientific(ours))
     except (KeyError, TypeError):
         return {"configuration"}
     differs = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
-    p = prepare(cell.cfg, lambda _: (record["parents"][0] if record["parents"] else "", 0.0))
     names = {"data": "data", "versions": "result versions", "weights": "weights"}
     then = record["identity"]
     differs |= {name for key, name in names.items() if then.get(key) != p.identity.get(key)}

@@ -59,7 +59,7 @@ def run_all(
         while True:
             for level in _levels(plan):
                 _make(level, pool, display, lines, stopped)
-            plan = make_plan(cfgs, size, workers, retry, stale=False)
+            plan = make_plan(cfgs, size, workers, retry, stale=False, known=plan.known)
             attempted = lines.keys()
             plan.packs = [p for p in plan.packs if not all(_name(c) in attempted for c in p.cells)]
             if plan.packs:
@@ -177,11 +177,11 @@ class LocalPool:
 
 def make_lines(cfgs: Sequence[RunConfig], whole: bool) -> list[Line]:
     """One pack in this process; a line for each of its runs, whatever happens. Refused as a pack, run by run."""
-    from ..runs.run import run_pack
+    from ..runs.run import How, run_pack
 
     labels = [Cell(cfg, None, "missing").label for cfg in cfgs]
     try:
-        outcomes = run_pack(cfgs, show_progress=False, whole=whole)
+        outcomes = run_pack(cfgs, How(show_progress=False, whole=whole))
     except Exception as error:
         if isinstance(error, ValueError) and len(cfgs) > 1:  # one of them was refused: the others are made without it
             return [line for cfg in cfgs for line in make_lines([cfg], whole)]
@@ -197,11 +197,11 @@ def make_lines(cfgs: Sequence[RunConfig], whole: bool) -> list[Line]:
 
 
 def _lost(pack: PlannedPack) -> list[Line]:
-    from ..runs.record import record_failure
+    from ..runs.record import Cause, record_lost
 
     message = f"{LIVES} worker processes died while they made this pack (killed, or out of memory)"
     for cell in pack.cells:
-        record_failure(cell.cfg, "worker_lost", message)
+        record_lost(cell.cfg, Cause("worker_lost", message))
         if cell.key is not None:
             drop_claims(cell.cfg.results_dir, [cell.key])
     return [Line(cell.label, "failed", f"worker_lost: {message}", None, 0.0, "worker_lost") for cell in pack.cells]

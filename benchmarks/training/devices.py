@@ -1,5 +1,6 @@
 """The device a run uses, and what two runs must share to be bit-identical (the numerics class)."""
 
+import dataclasses
 import gc
 import platform
 import resource
@@ -13,6 +14,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
+
+from ..config.schema import RunConfig
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "bf16")
@@ -42,27 +45,31 @@ def make_accelerator(device: str, precision: str, pack: int) -> Accelerator:
     )
 
 
-def numerics(
-    accelerator: Accelerator, weights: str, precision: str, members: Sequence[str], micro_batch_size: int | None
-) -> dict[str, Any]:
-    """Device, dtype, threads, pack and library versions, as the record keeps them.
+@dataclasses.dataclass
+class Machine:
+    """What a pack runs on. micro_batch_size: halved after running out of memory, or None. show_progress: in a terminal.
+    peak_memory: bytes, once it has trained."""
 
-    weights: the backbone's dtype. members: the run ids of the pack. micro_batch_size: halved after running out of
-    memory, or None.
-    """
-    device = accelerator.device
-    autocast = "bfloat16 autocast" + ("" if weights == "float32" else f" over {weights}")
-    return {
-        "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
-        "dtype": weights if precision == "fp32" else autocast,
-        "threads": torch.get_num_threads(),
-        "pack": len(members),
-        "members": list(members),
-        "micro_batch_size": micro_batch_size,
-        "processes": accelerator.num_processes,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in _VERSIONED},
-    }
+    accelerator: Accelerator
+    micro_batch_size: int | None = None
+    show_progress: bool = True
+    peak_memory: int = 0
+
+    def numerics(self, cfg: RunConfig, members: Sequence[str]) -> dict[str, Any]:
+        """Device, dtype, threads, pack and library versions, as the record keeps them. members: run ids of the pack."""
+        device, weights = self.accelerator.device, cfg.backbone.dtype
+        autocast = "bfloat16 autocast" + ("" if weights == "float32" else f" over {weights}")
+        return {
+            "device": device.type,
+            "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+            "dtype": weights if cfg.trainer.precision == "fp32" else autocast,
+            "threads": torch.get_num_threads(),
+            "pack": len(members),
+            "members": list(members),
+            "micro_batch_size": self.micro_batch_size,
+            "processes": self.accelerator.num_processes,
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in _VERSIONED},
+        }
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -54,8 +54,10 @@ class Run:
         self.steps_per_epoch = math.ceil(n / trainer.batch_size)
         planned = trainer.epochs * self.steps_per_epoch
         self.total_steps = planned if trainer.max_steps is None else min(planned, trainer.max_steps)
-        self.parameters = attached.run(k).trained()
-        self.optimizer = make_optimizer(self.parameters, trainer)
+        self.modules = attached.run(k)
+        self.parameters = self.modules.trained()
+        self.start = trained_tensors(attached, k)
+        self.optimizer = make_optimizer(self.modules.parameter_groups(), trainer)
         self.schedule = make_schedule(self.optimizer, trainer, self.total_steps)
         self.position = Position()
         self.best: dict[str, Tensor] = {}
@@ -91,6 +93,7 @@ class Run:
             nn.utils.clip_grad_norm_(parameters, self.job.cfg.trainer.max_grad_norm)
         self.optimizer.step()
         self.schedule.step()
+        self.modules.after_step(self.position.step + 1, self.total_steps)
         self.optimizer.zero_grad(set_to_none=True)
         self.position.step += 1
         self._losses.append(loss)
@@ -110,8 +113,11 @@ class Run:
                 return
         self.position.window_losses += values
 
-    def evaluate(self, accelerator: Accelerator) -> None:
-        """Score the validation splits, note the point in the history, keep the tensors if they are the best so far."""
+    def evaluate(self, accelerator: Accelerator) -> dict[str, Any] | None:
+        """Score the validation splits, note the point in the history, keep the tensors if they are the best so far.
+
+        The point, or None where the run diverged.
+        """
         start, position, cfg = time.perf_counter(), self.position, self.job.cfg
         point: dict[str, Any] = {
             "epoch": self.epoch,
@@ -125,7 +131,7 @@ class Run:
             scores = scored.answers.validate(OneRun(self.attached, self.k, accelerator), scored.split)
             if scores is None:
                 position.diverged = f"the predictions on {name} were not finite at step {position.step}"
-                return
+                return None
             point["scores"][name] = scores
         position.window_losses = []
         position.history.append(point)
@@ -135,7 +141,7 @@ class Run:
             position.best_epoch = self.epoch
             self.best = trained_tensors(self.attached, self.k)
         position.eval_seconds += time.perf_counter() - start
-        self.job.on_evaluation(point)
+        return point
 
 
 def train(
@@ -144,9 +150,13 @@ def train(
     accelerator: Accelerator,
     on_step: Callable[[list[Run]], None] = lambda runs: None,
     resume: Callable[[list[Run]], object] = lambda runs: None,
+    on_evaluation: Callable[[Run, dict[str, Any]], object] = lambda run, point: None,
 ) -> list[Run]:
-    """Train every job to its end. `resume` may move the runs to a stored position first; `on_step` sees every step
-    (progress, checkpoints). Afterwards the attached tensors are those of each run's last step."""
+    """Train every job to its end. Afterwards the attached tensors are those of each run's last step.
+
+    resume: may move the runs to a stored position first. on_step sees every step (progress, checkpoints), on_evaluation
+    every point of a run's history.
+    """
     runs = [Run(k, job, attached) for k, job in enumerate(jobs)]
     resume(runs)
     model = accelerator.prepare(attached)
@@ -162,8 +172,9 @@ def train(
         for run in active:
             run.position.train_seconds += time.perf_counter() - start
         for run in active:
-            if run.evaluates_now and run.position.diverged is None:
-                run.evaluate(accelerator)
+            evaluates = run.evaluates_now and run.position.diverged is None
+            if evaluates and (point := run.evaluate(accelerator)) is not None:
+                on_evaluation(run, point)
         on_step(runs)
     return runs
 
@@ -175,6 +186,7 @@ def _step(model: nn.Module, attached: Attached, active: list[Run], accelerator: 
     chunks = {run.k: list(_micro_batches(rows[run.k], run.job.cfg.trainer.micro_batch_size, world)) for run in active}
     weights = {run.k: run.job.answers.weight(run.job.training, rows[run.k]) for run in active}
     losses = {run.k: torch.zeros((), device=accelerator.device, dtype=torch.float64) for run in active}
+    extras: dict[int, Tensor] = {}
     for i in range(max(len(c) for c in chunks.values())):
         batches: list[Batch | None] = [None] * len(attached.runs)
         labels: dict[int, Tensor] = {}
@@ -198,10 +210,13 @@ def _step(model: nn.Module, attached: Attached, active: list[Run], accelerator: 
                 # Data-parallel processes average their gradients: times world makes the average a sum.
                 share = loss * (world / weights[run.k])
                 total = share if total is None else total + share
+                if i == 0 and (extra := run.modules.extra_loss()) is not None:  # of the step, not of its pieces
+                    extras[run.k] = extra.detach()
+                    total = total + extra
         accelerator.backward(total)
     for run in active:
         loss = losses[run.k] if world == 1 else accelerator.reduce(losses[run.k], "sum")
-        run.update(loss / weights[run.k])
+        run.update(loss / weights[run.k] + extras.get(run.k, 0.0))
 
 
 def data_order(lengths: np.ndarray, cfg: RunConfig, epoch: int) -> np.ndarray:

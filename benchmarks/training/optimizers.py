@@ -2,7 +2,7 @@
 schedules."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
+
+from peft_methods.protocols import ParameterGroup
 
 from ..config.schema import TrainerConfig
 from .adafactor import Adafactor
@@ -44,12 +46,16 @@ class BertAdam(Optimizer):
                 p.add_(update.add_(p, alpha=group["weight_decay"]), alpha=-group["lr"])
 
 
-def make_optimizer(parameters: Mapping[str, Parameter], cfg: TrainerConfig) -> Optimizer:
-    """Weight decay on matrices only: never on biases, LayerNorms, offsets (Houlsby's code, HF Trainer)."""
-    groups = [
-        {"params": [p for p in parameters.values() if p.ndim >= 2], "weight_decay": cfg.weight_decay},
-        {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def make_optimizer(parameters: Sequence[ParameterGroup], cfg: TrainerConfig) -> Optimizer:
+    """Each group with its learning rate; weight decay on matrices only: never on biases, LayerNorms, offsets (Houlsby's
+    code, HF Trainer)."""
+    groups: list[dict[str, Any]] = []
+    for group in parameters:
+        matrices = [p for p in group.parameters.values() if p.ndim >= 2]
+        vectors = [p for p in group.parameters.values() if p.ndim < 2]
+        rate = {"lr": group.rate * cfg.learning_rate}
+        groups += [{"params": matrices, "weight_decay": cfg.weight_decay} | rate]
+        groups += [{"params": vectors, "weight_decay": 0.0} | rate]
     # of nothing, for a run that trains nothing: an optimizer wants at least one parameter
     groups = [group for group in groups if group["params"]] or [{"params": [Parameter(torch.empty(0))]}]
     if cfg.optimizer == "adafactor":

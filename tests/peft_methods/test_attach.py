@@ -40,7 +40,7 @@ REFUSED: dict[str, tuple[Method, str]] = {
     ),
     "init": (
         Pfeiffer(2, "relu", "bert", 0.02, 0),
-        r"init='bert': expected truncated_normal, normal or lora; change method\.init",
+        r"init='bert': expected one of truncated_normal, normal, lora; change method\.init",
     ),
     "all layers skipped": (Pfeiffer(2, "relu", "normal", 0.02, 2), r"skip_layers=2: expected 0 to 1.*has 2 layers"),
     "negative layers skipped": (Pfeiffer(2, "relu", "normal", 0.02, -1), r"skip_layers=-1: expected 0 to 1"),

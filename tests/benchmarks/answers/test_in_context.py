@@ -6,12 +6,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from peft_bench.answers.in_context import InContext, check_in_context, draw
+from peft_bench.backbones.files import MICRO_BACKBONES as BACKBONES
 from peft_bench.config.compose import compose_job, register
 from peft_bench.config.schema import InContextConfig
-from peft_bench.pretraining.command import BACKBONES
 from peft_bench.pretraining.folder import load_tokenizer
 from peft_bench.records.store import read_predictions, read_record, record_path
-from peft_bench.runs.run import run_pack
+from peft_bench.runs.run import How, run_pack
 from peft_bench.tasks.examples import DataError
 from peft_bench.tasks.loading import load_run_data
 
@@ -89,7 +89,7 @@ def test_only_frozen_backbones_that_write_and_tasks_with_labels():
     for more in (["task=squad"], ["task=glue/stsb"], ["task=glue/sst2", "backbone=roberta_base"],
                  ["task=glue/sst2", "method=prompt", "method.init=uniform", "trainer.epochs=1"]):  # fmt: skip
         with pytest.raises(ValueError, match="expected a task with labels, a backbone that writes, and no training"):
-            run_pack([compose_job([*WORDS, *more, "results_dir=/nowhere/else"])], show_progress=False)
+            run_pack([compose_job([*WORDS, *more, "results_dir=/nowhere/else"])], How(show_progress=False))
 
 
 def test_draws_differ_by_seed_and_never_repeat_a_row():
@@ -119,7 +119,7 @@ def test_the_most_probable_label_is_transformers_own(tmp_path, experiment, model
     words = [f"experiment=prompt_tuning/{experiment}", "in_context=micro_cloze", "task=glue/rte", "threads=1"]
     words += [f"in_context.likelihood={likelihood}", "task.micro_text.labels=[far from good,bad]"]
     cfg = compose_job([*words, f"results_dir={tmp_path}"])
-    (outcome,) = run_pack([cfg], show_progress=False)
+    (outcome,) = run_pack([cfg], How(show_progress=False))
     assert outcome.status == "done"
     found = read_predictions(tmp_path, outcome.experiment, outcome.run_id)["validation"]["prediction"]
     tokenizer = load_tokenizer(BACKBONES / f"micro_{model}")
@@ -159,8 +159,8 @@ def test_no_more_than_the_backbone_was_pretrained_to_read(tmp_path):
     words = ["experiment=prompt_tuning/in_context", "in_context=micro_few_shot", "task=glue/sst2", "threads=1"]
     cfg = compose_job([*words, f"results_dir={tmp_path}", "trainer.max_length=65"])
     with pytest.raises(DataError, match=r"micro_few_shot: trainer.max_length=65, expected at most 64, what .* was"):
-        run_pack([cfg], show_progress=False)
+        run_pack([cfg], How(show_progress=False))
     cfg = compose_job([*words, f"results_dir={tmp_path}", "trainer.max_length=40"])
-    (outcome,) = run_pack([cfg], show_progress=False)
+    (outcome,) = run_pack([cfg], How(show_progress=False))
     flags = read_record(record_path(tmp_path, cfg.experiment, outcome.run_id))["flags"]
     assert "fewer_examples" in flags

@@ -15,7 +15,7 @@ from peft_bench.config.schema import RunConfig
 from peft_bench.records.store import read_record, record_path
 from peft_bench.runs.attach import attach_pack
 from peft_bench.runs.checks import check_config
-from peft_bench.runs.prepare import prepare, recorded_score
+from peft_bench.runs.parents import prepare_all
 from peft_bench.runs.run import run_pack
 from peft_bench.tasks.loading import load_run_data, load_task
 
@@ -61,10 +61,11 @@ def test_a_mixture_is_trained_on_together_and_one_task_of_it_is_scored(tmp_path:
     others = {name: config(f"task={choice}").task for name, choice in (("stsb", "glue/stsb"), ("squad", "squad"))}
     cfg.mixture = others | {"sst2": cfg.task}
     check_config(cfg)
-    p = prepare(cfg, recorded_score)
+    (p,) = prepare_all([cfg])
     backbone = load_backbone(cfg.backbone, cfg.scale, None, torch.device("cpu"), 0)
-    attached, (job,) = attach_pack([p], backbone, None)
-    attached.detach()
+    pack = attach_pack([p], backbone)
+    pack.attached.detach()
+    (job,) = pack.jobs
     rows = [
         len(load_task(task, cfg.scale, None).texts["train"]) for task in (cfg.task, others["squad"], others["stsb"])
     ]
@@ -93,7 +94,7 @@ def test_a_mixture_is_trained_on_together_and_one_task_of_it_is_scored(tmp_path:
     assert {score["split"] for score in record["scores"]} == {"validation"}
     assert run_config(record["config"]).mixture == cfg.mixture
     alone = config("task=glue/sst2", *short)
-    assert prepare(alone, recorded_score).run_id != outcome.run_id
+    assert prepare_all([alone])[0].run_id != outcome.run_id
     boolq = config("task=super_glue/boolq").task
     refused: list[tuple[dict[str, Any], str]] = [
         ({"transfer": {"cola": config("task=glue/cola").task}}, "no task to transfer to"),

@@ -22,7 +22,7 @@ from peft_bench.micro.lexicon import IN_OPINION, IN_SETTING
 from peft_bench.micro.summaries import DOCUMENTS, NOISE, load_summaries
 from peft_bench.records.store import read_record, record_path
 from peft_bench.runs.checks import check_config
-from peft_bench.runs.run import run_pack
+from peft_bench.runs.run import How, run_pack
 from peft_bench.tasks.examples import DataError
 from peft_bench.tasks.loading import load_task
 from peft_methods.attach import attach
@@ -195,7 +195,7 @@ def test_a_pack_runs_from_configuration_to_record(tmp_path, monkeypatch):
     texts._load.cache_clear()
     words = [f"results_dir={tmp_path}", "trainer.max_steps=4", "decoding.beams=2", "decoding.max_new_tokens=12"]
     cfgs = [config(f"method.length={n}", "method.mlp_hidden=8", *words) for n in (1, 3)]
-    outcomes = run_pack(cfgs, show_progress=False)
+    outcomes = run_pack(cfgs, How(show_progress=False))
     texts._load.cache_clear()
     assert [outcome.status for outcome in outcomes] == ["done", "done"]
     for outcome in outcomes:

@@ -22,7 +22,7 @@ from peft_bench.cli import main
 from peft_bench.config.compose import compose_run
 from peft_bench.config.schema import RunConfig
 from peft_bench.records.store import predictions_path, read_record, record_path
-from peft_bench.runs.run import run_pack
+from peft_bench.runs.run import How, run_pack
 from peft_bench.tasks.examples import DataError
 
 
@@ -92,7 +92,7 @@ def test_a_pack_runs_from_configuration_to_record(tmp_path, monkeypatch):
     words = [*RUN, *SMALL, f"results_dir={tmp_path}", "task.micro_generation.train_rows=64"]
     cfgs = [config("method=lora", *words), config("method=prefix", "method.mlp_hidden=8", *words)]
     _forget_data()
-    outcomes = run_pack(cfgs, show_progress=False)
+    outcomes = run_pack(cfgs, How(show_progress=False))
     _forget_data()
     assert [outcome.status for outcome in outcomes] == ["done", "done"]
     for outcome in outcomes:
@@ -154,7 +154,7 @@ def test_a_frozen_backbone_is_scored_without_training(tmp_path):
         "experiment=prefix_tuning/hand_written", "hand_written=bare", f"results_dir={tmp_path}",
         "decoding.beams=1", "decoding.max_new_tokens=4",
     )  # fmt: skip
-    (outcome,) = run_pack([cfg], show_progress=False)
+    (outcome,) = run_pack([cfg], How(show_progress=False))
     record = read_record(record_path(tmp_path, "prefix_tuning/hand_written", outcome.run_id))
     assert (record["status"], record["history"], record["params"]["method"]) == ("done", [], 0)
     assert {s["metric"] for s in record["scores"]} >= {"bleu", "loss"}

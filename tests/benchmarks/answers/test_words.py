@@ -18,7 +18,7 @@ from peft_bench.metrics.scores import ILLEGAL
 from peft_bench.records.store import read_record, record_path
 from peft_bench.runs.checks import check_config
 from peft_bench.runs.identity import identity, run_id
-from peft_bench.runs.run import run_pack
+from peft_bench.runs.run import How, run_pack
 from peft_bench.tasks.examples import DataError, TaskData
 from peft_bench.tasks.loading import load_task
 from peft_methods.attach import attach
@@ -202,7 +202,7 @@ def test_a_pack_that_writes_trains_as_its_runs_alone(model_type: str, tmp_path: 
     records = []
     for folder, packs in (("pack", [cfgs]), ("alone", [[cfg] for cfg in cfgs])):
         placed = [[dataclasses.replace(cfg, results_dir=str(tmp_path / folder)) for cfg in pack] for pack in packs]
-        outcomes = [outcome for pack in placed for outcome in run_pack(pack, show_progress=False)]
+        outcomes = [outcome for pack in placed for outcome in run_pack(pack, How(show_progress=False))]
         assert {outcome.status for outcome in outcomes} == {"done"}
         records.append([read_record(record_path(str(tmp_path / folder), "custom", o.run_id)) for o in outcomes])
     for packed, alone in zip(*records, strict=True):
@@ -220,11 +220,11 @@ def test_prompts_prefixes_and_infixes_write(tmp_path: Path):
             length = [] if method == "adapter_l" else ["method.length=3"]
             words = (f"method={method}", *length, "task=glue/cola", "trainer.learning_rate=0.01", *SMALL)
             cfg = config(model_type, *words, f"results_dir={tmp_path}")
-            (outcome,) = run_pack([cfg], show_progress=False)
+            (outcome,) = run_pack([cfg], How(show_progress=False))
             assert outcome.status == "done", outcome.message
             assert "did_not_move" not in outcome.message
 
 
 def test_a_method_without_anything_to_train_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="HeadOnly trains nothing but a head, and t5_v1_1_small answers in text"):
-        run_pack([config("t5", "method=head_only", f"results_dir={tmp_path}")], show_progress=False)
+        run_pack([config("t5", "method=head_only", f"results_dir={tmp_path}")], How(show_progress=False))

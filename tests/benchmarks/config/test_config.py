@@ -18,9 +18,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from peft_bench.config.compose import register, typed
+from peft_bench.backbones.checks import check_architecture
+from peft_bench.config.compose import compose_cfg, register, typed
 from peft_bench.config.schema import CONF_DIR, BackboneConfig, RunConfig
-from peft_bench.runs.checks import check_architecture, check_config
+from peft_bench.runs.checks import check_config
 
 # Learning rate, batch, epochs and length by row, task and settings, read off the papers' tables apart from conf/recipe.
 # Empty: the paper sweeps it.
@@ -339,6 +340,17 @@ def test_houlsby_follows_the_paper_or_the_released_code():
         trainer = cfg.trainer
         assert (trainer.optimizer, trainer.eps, trainer.weight_decay) == ("bert_adam", 1e-6, 0.01)
         assert (trainer.warmup_ratio, trainer.schedule, trainer.max_grad_norm) == (0.1, "linear", 1.0)
+
+
+def test_the_head_of_config_yaml_names_the_files_of_the_readmes_first_command():
+    words = ["experiment=lora/table2_roberta_base_lora", "task=glue/rte"]
+    assert f"peft-bench run {' '.join(words)}" in (CONF_DIR.parent / "README.md").read_text()
+    chosen = compose_cfg(words, hydra=True).hydra.runtime.choices.items()
+    files = {f"{group.partition('@')[0]}/{name}" for group, name in chosen if not group.startswith("hydra/")}
+    composed = {name for name in files if (CONF_DIR / f"{name}.yaml").is_file()}
+    head = (CONF_DIR / "config.yaml").read_text().partition("defaults:")[0]
+    named = {word for word in head.replace("(", " ").split() if (CONF_DIR / f"{word}.yaml").is_file()}
+    assert named == composed
 
 
 def test_a_quick_run_is_small_and_apart_whatever_else_is_chosen():

@@ -11,7 +11,8 @@ import pytest
 
 from peft_bench.config import fields, schema, science
 from peft_bench.config.compose import compose_run, method_choice
-from peft_bench.config.fields import NOTE, NUMERICS, PLACE, ROLES, SCIENCE, VERSION, field, names, recorded
+from peft_bench.config.fields import NOTE, NUMERICS, PLACE, ROLES, SCIENCE, VERSION, field, names
+from peft_bench.config.recorded import as_recorded
 from peft_bench.config.schema import RunConfig
 from peft_bench.config.science import scientific, start
 
@@ -60,7 +61,7 @@ def test_a_part_is_what_its_fields_say():
     assert fields.scientific_part(Toy, part) == {"rate": 0.1}
     assert fields.scientific_part(Toy, part | {"young": 0.5, "listed": ["a"]}).keys() == {"rate", "young", "listed"}
     assert fields.scientific_part(Toy, part | {"of_another_version": 1})["of_another_version"] == 1
-    assert recorded(Toy(rate=0.1)) == {"rate": 0.1, "young": 0.0, "listed": [], "speed": 64, "origin": ""}
+    assert as_recorded(Toy(rate=0.1)) == {"rate": 0.1, "young": 0.0, "listed": [], "speed": 64, "origin": ""}
     assert names(Toy, NUMERICS, NOTE) == {"speed", "origin"}
     assert Toy(rate=1).listed is not Toy(rate=1).listed
 
@@ -120,7 +121,7 @@ def test_a_field_of_a_method_may_be_young(method: str, monkeypatch: pytest.Monke
 
 def test_a_record_has_all_but_places_and_versions():
     cfg = compose_run([*WRITES, "data_dir=/data", "results_dir=/results"])
-    everything, kept = dataclasses.asdict(cfg), recorded(cfg)
+    everything, kept = dataclasses.asdict(cfg), as_recorded(cfg)
     left_out = {"data_dir", "backbone_dir", "results_dir", "checkpoint_seconds", "force"}
     assert everything.keys() - kept.keys() == left_out
     for task in (everything["task"], *everything["transfer"].values()):

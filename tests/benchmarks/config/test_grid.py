@@ -87,11 +87,11 @@ def test_the_ablation_has_equal_budgets_and_ranks():
 def test_a_grid_run_reaches_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     from dataclasses import asdict
 
-    from peft_bench.runs.run import run
+    from peft_bench.runs.run import How, run
 
     words = ["task=glue/cola", f"results_dir={tmp_path}", "trainer.max_steps=2", "trainer.evaluate_every_steps=2"]
     cfg = compose_run(["experiment=grid/text_to_text/t5_lora", *words])
-    assert run(cfg, show_progress=False).status == "done"
+    assert run(cfg, How(show_progress=False)).status == "done"
     assert set(departures(asdict(cfg))) == {"trainer.max_steps", "trainer.evaluate_every_steps"}
     assert main(["--results", str(tmp_path)]) == 0
     page = (tmp_path / "tables" / "grid_text_to_text.md").read_text()

@@ -23,9 +23,9 @@ from peft_bench.micro.corpus import corpus
 from peft_bench.micro.language import LANGUAGE_VERSION
 from peft_bench.micro.tasks import TASKS, load_micro
 from peft_bench.pretraining.builders import Sizes, build_t5
-from peft_bench.pretraining.command import SHIPPED
 from peft_bench.pretraining.folder import load_pretrained, load_tokenizer
 from peft_bench.pretraining.objectives import unigram_loss, validation_loss
+from peft_bench.pretraining.settings import SHIPPED
 from peft_methods.state import file_sha256
 
 CORRUPTED = ["t5_small", "t5_base", "t5_large"]

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from peft_bench.pretraining import command
+from peft_bench.pretraining import loop
 from peft_bench.pretraining.builders import Sizes, build_gpt2, build_t5
 from peft_bench.pretraining.causal_lm import CausalStream
 from peft_bench.pretraining.chunks import Packing
-from peft_bench.pretraining.command import SHIPPED, PretrainConfig, pretrain
+from peft_bench.pretraining.loop import pretrain
 from peft_bench.pretraining.objectives import documents_of, make_stream, training_loss
 from peft_bench.pretraining.prefix_lm import PrefixStream, split
+from peft_bench.pretraining.settings import SHIPPED, PretrainConfig
 from peft_bench.pretraining.span_corruption import (
     MEAN_SPAN,
     NOISE_DENSITY,
@@ -224,8 +225,8 @@ def test_a_stopped_pretraining_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     )
     whole = pretrain(cfg)
     assert json.loads((tmp_path / "whole_10" / "pretraining.json").read_text())["report"]["steps"] == 10
-    monkeypatch.setattr(command, "STATE_SECONDS", 0.0)
-    losses = command.training_loss
+    monkeypatch.setattr(loop, "STATE_SECONDS", 0.0)
+    losses = loop.training_loss
     seen = []
 
     def stop(model, batch):
@@ -234,7 +235,7 @@ def test_a_stopped_pretraining_goes_on_to_the_same_bits(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return losses(model, batch)
 
-    monkeypatch.setattr(command, "training_loss", stop)
+    monkeypatch.setattr(loop, "training_loss", stop)
     stopped = replace(cfg, output=tmp_path / "stopped" / "whole")
     with pytest.raises(KeyboardInterrupt):
         pretrain(stopped)

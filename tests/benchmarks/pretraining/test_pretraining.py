@@ -11,17 +11,20 @@ import torch
 from datasets import Dataset
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
+from peft_bench.backbones.files import MICRO_BACKBONES
 from peft_bench.micro.language import LANGUAGE_VERSION
 from peft_bench.micro.tasks import TASKS, load_micro
-from peft_bench.pretraining import command
+from peft_bench.pretraining import command, settings
 from peft_bench.pretraining.builders import Sizes
-from peft_bench.pretraining.command import BACKBONES, OF_TEXT, PretrainConfig, main, pretrain
-from peft_bench.pretraining.folder import compare, load_pretrained
+from peft_bench.pretraining.command import main
+from peft_bench.pretraining.folder import compare, load_pretrained, made_before
+from peft_bench.pretraining.loop import pretrain
 from peft_bench.pretraining.masking import PairStream
 from peft_bench.pretraining.objectives import validation_loss
 from peft_bench.pretraining.real_text import read_documents
+from peft_bench.pretraining.settings import OF_TEXT, PretrainConfig
 
-SHIPPED = {"bert": BACKBONES / "micro_bert", "roberta": BACKBONES / "micro_roberta"}
+SHIPPED = {"bert": MICRO_BACKBONES / "micro_bert", "roberta": MICRO_BACKBONES / "micro_roberta"}
 OBJECTIVE = {"bert": "mlm", "roberta": "mlm", "gpt2": "causal_lm", "t5": "span_corruption"}
 SIZES = Sizes(hidden_size=16, layers=1, heads=2)
 TINY = PretrainConfig("bert", Path("unset"), sizes=SIZES, steps=20, batch_size=16, documents=400)
@@ -120,7 +123,7 @@ def test_an_interrupted_run_leaves_the_old_backbone(tmp_path, monkeypatch):
     output = tmp_path / "backbone"
     pretrain(replace(TINY, output=output, steps=2))
     before = (output / "model.safetensors").read_bytes()
-    monkeypatch.setattr("peft_bench.pretraining.command.validation_loss", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("peft_bench.pretraining.folder.validation_loss", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         pretrain(replace(TINY, output=output, steps=3), force=True)
     assert (output / "model.safetensors").read_bytes() == before
@@ -142,7 +145,7 @@ def test_what_is_there_is_found_and_never_replaced_by_another(tmp_path, capsys):
     assert pretrain(cfg).weights_sha256 == made.weights_sha256
     assert weights.stat().st_mtime_ns > before
     assert pretrain(replace(cfg, steps=5, keep=()), force=True).steps == 5
-    assert all(command._found(shipped) for shipped in command.SHIPPED.values())
+    assert all(made_before(shipped) for shipped in settings.SHIPPED.values())
 
 
 def test_masking_is_80_10_10():
@@ -230,7 +233,7 @@ def test_an_objective_names_the_backbone_that_it_makes(tmp_path, capsys, monkeyp
     with pytest.raises(KeyboardInterrupt):
         main(["model=t5_small", "objective=prefix_lm", "steps=7", "keep=3", f"output={tmp_path}"])
     assert (made[0].objective, made[0].steps, made[0].keep) == ("prefix_lm", 7, (3,))
-    assert (made[0].start, made[0].output) == (command.SHIPPED["t5_small"].output, tmp_path)
+    assert (made[0].start, made[0].output) == (settings.SHIPPED["t5_small"].output, tmp_path)
     for words in (["--model", "bert", "objective=prefix_lm"], ["objective=prefix_lm"], ["model=bart", "objective=x"]):
         with pytest.raises(SystemExit):
             main(words)

@@ -12,9 +12,12 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 import peft_bench.runs.run
 from peft_bench.answers.tokens import tokenize
 from peft_bench.config.schema import CONF_DIR, BackboneConfig, ScaleConfig, TaskConfig
-from peft_bench.rehearsal import rehearse
+from peft_bench.rehearsal.acts import STEPS, compose_act, plan, share_of
+from peft_bench.rehearsal.command import main
+from peft_bench.rehearsal.hub_cache import hub_cache
 from peft_bench.rehearsal.offline import no_network
-from peft_bench.rehearsal.standins import ROWS, hub_cache, make_backbone, make_task
+from peft_bench.rehearsal.standin_data import ROWS, make_task
+from peft_bench.rehearsal.standins import make_backbone
 from peft_bench.tasks import labelled
 from peft_bench.tasks.examples import DataError
 from peft_bench.tasks.loading import load_task
@@ -107,13 +110,20 @@ def test_some_row_fills_all_positions(tmp_path):
     assert splits["validation"].lengths.max() == 512
 
 
+# Of the experiments on the tasks of prompt_tuning/table3, which sees every one.
+ON_ONE_TASK = {
+    f"prompt_tuning/{name}"
+    for name in ("size", "model_tuning", "lm_steps", "in_context_gpt2", "multitask_model_tuning", "length", "init")
+} | {f"prompt_tuning/{name}" for name in ("pretraining", "optimizer", "in_context")}
+
+
 def test_the_plan_leaves_no_experiment_and_no_task_out():
     folder, scripts = CONF_DIR / "experiment", CONF_DIR / "recipe" / "script"
     expected = {}
     for file in folder.rglob("*.yaml"):
         experiment = file.relative_to(folder).with_suffix("").as_posix()
         tasks = _swept(experiment)[: 1 if experiment.startswith("grid/") else None]
-        tasks = ["super_glue/cb"] if experiment in rehearse.PROMPT_ABLATIONS else tasks
+        tasks = ["super_glue/cb"] if experiment in ON_ONE_TASK else tasks
         expected[experiment, "paper"] = {f"task={task}" for task in tasks}
     for file in scripts.rglob("*.yaml"):
         of_glue = file.parent.name == "glue"
@@ -121,7 +131,7 @@ def test_the_plan_leaves_no_experiment_and_no_task_out():
         named = {task.rpartition("/")[2]: f"task={task}" for task in _swept(experiment)}
         if file.stem in named:  # the papers' own E2E files are no task of a sweep
             expected.setdefault((experiment, "script"), set()).add(named[file.stem])
-    acts = rehearse.plan()
+    acts = plan()
     words = {(act.experiment, act.settings): {word for job in act.jobs for word in job} for act in acts}
     assert {key: {w for w in words[key] if w.startswith("task=")} for key in words} == expected
     sizes = {w for w in words["houlsby2019/table1_adapters_8_256", "paper"] if not w.startswith("task=")}
@@ -129,12 +139,23 @@ def test_the_plan_leaves_no_experiment_and_no_task_out():
     assert len([w for w in sizes if w.startswith(("trainer.", "seed="))]) == 3  # one rate, one epoch count, one seed
 
 
+def test_experiments_of_our_own_keep_their_scale_and_every_backbone_is_seen_once() -> None:
+    scales = {name: share_of(name).scale for name in ("small/t5_prompt", "grid/generation/gpt2_lora", "lora/table3")}
+    assert list(scales.values()) == ["small", "micro", "paper"]
+    swept = {act.experiment: {w for job in act.jobs for w in job if w.startswith("backbone=")} for act in plan()}
+    ablations = {name: len(swept[name]) for name in ON_ONE_TASK}
+    assert {name for name, number in ablations.items() if number > 1} == {
+        f"prompt_tuning/{name}" for name in ("size", "model_tuning", "lm_steps", "in_context_gpt2")
+    }
+    params = yaml.safe_load((CONF_DIR / "experiment/prompt_tuning/pretraining.yaml").read_text())["hydra"]["sweeper"]
+    everyone = {f"backbone={name}" for name in params["params"]["backbone"].split(",")}
+    assert everyone <= set().union(*swept.values())
+
+
 def test_no_stand_in_hides_another(tmp_path):
     """A checkpoint in backbone_dir itself, as unpublished ones lie, is taken before one in a folder below it."""
-    acts = rehearse.plan(["prompt_tuning/lm_steps", "prompt_tuning/in_context_gpt2"])
-    backbones = {
-        (c.backbone_dir, c.backbone.name, c.backbone.hub_id) for a in acts for c in rehearse.compose_act(a, tmp_path)
-    }
+    acts = plan(["prompt_tuning/lm_steps", "prompt_tuning/in_context_gpt2"])
+    backbones = {(c.backbone_dir, c.backbone.name, c.backbone.hub_id) for a in acts for c in compose_act(a, tmp_path)}
     unpublished = {folder for folder, _, hub_id in backbones if not hub_id}
     assert len(unpublished) == 2
     assert all([folder for folder, _, _ in backbones].count(root) == 1 for root in unpublished)
@@ -147,7 +168,7 @@ def _swept(experiment: str) -> list[str]:
 
 def test_a_pattern_that_matches_nothing():
     with pytest.raises(ValueError, match="no experiment matches nothing/"):
-        rehearse.plan(["nothing/*"])
+        plan(["nothing/*"])
 
 
 def test_guard_stops_and_lists_what_reaches_out(tmp_path):
@@ -169,7 +190,7 @@ def test_guard_stops_and_lists_what_reaches_out(tmp_path):
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_two_experiments(capsys, tmp_path, workers):
     chosen = ["controls/majority", "houlsby2019/table1_adapters_64", "--task", "mrpc", "--workers", workers]
-    status = rehearse.main([*chosen, "--keep", str(tmp_path / "kept")])
+    status = main([*chosen, "--keep", str(tmp_path / "kept")])
     lines = capsys.readouterr().out
     assert status == 0, lines
     # Majority; adapters with the paper's and the script's settings; again as from the hub; report; network.
@@ -177,15 +198,15 @@ def test_two_experiments(capsys, tmp_path, workers):
     records = sorted((tmp_path / "kept" / "results" / "records").rglob("*[0-9a-f].json"))
     assert len(records) == 4
     record = json.loads(records[-1].read_text())
-    assert (record["scale"], record["config"]["trainer"]["max_steps"]) == ("paper", rehearse.STEPS)
+    assert (record["scale"], record["config"]["trainer"]["max_steps"]) == ("paper", STEPS)
 
 
 def test_failures_are_counted(capsys, monkeypatch):
-    def reaches_out(cfg, show_progress=True):
+    def reaches_out(cfg, how=None):
         socket.create_connection(("huggingface.co", 443))
 
     monkeypatch.setattr(peft_bench.runs.run, "run", reaches_out)
-    assert rehearse.main(["controls/majority", "--task", "rte"]) == 1
+    assert main(["controls/majority", "--task", "rte"]) == 1
     lines = capsys.readouterr().out
     assert "0 passed   1 failed" in lines
     assert "no network: asked for huggingface.co" in lines

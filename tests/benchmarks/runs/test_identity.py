@@ -9,10 +9,9 @@ import yaml
 
 from peft_bench.backbones import files
 from peft_bench.backbones.files import MICRO_BACKBONES, BackboneError, weights_digest, weights_of
-from peft_bench.config import recorded as recorded_configs
+from peft_bench.config import recorded
 from peft_bench.config.compose import choices, compose_run, method_choice, method_class, task_choice
-from peft_bench.config.fields import recorded
-from peft_bench.config.recorded import run_config
+from peft_bench.config.recorded import as_recorded, run_config
 from peft_bench.config.schema import CONF_DIR
 from peft_bench.records.store import read_record
 from peft_bench.runs.identity import identity, run_id
@@ -156,11 +155,11 @@ def test_an_unknown_method_is_refused(target):
 def test_a_record_made_again_has_the_task_versions_of_today(monkeypatch):
     """They stand in no record's configuration; its identity has those that it was made with."""
     cfg = compose_run(["experiment=prompt_tuning/domain_shift_prompt", "task=squad"])
-    config = recorded(cfg)
+    config = as_recorded(cfg)
     assert "version" not in config["task"]
     assert "version" not in config["transfer"]["squad_sea"]
     assert run_config(config) == cfg
-    monkeypatch.setattr(recorded_configs, "task_version", lambda dataset, name: 1 + (name == "squad_sea"))
+    monkeypatch.setattr(recorded, "task_version", lambda dataset, name: 1 + (name == "squad_sea"))
     assert identity(run_config(config), "d", [])["versions"] == {
         "loop": 1, "method": 1, "task": 1, "transfer": {"squad_sea": 2},
     }  # fmt: skip

@@ -19,12 +19,13 @@ from safetensors.torch import load_file, save_file
 
 from peft_bench.backbones import files
 from peft_bench.config.compose import compose_run
+from peft_bench.config.init_from import command
 from peft_bench.config.schema import RunConfig, TrackingConfig
 from peft_bench.records.states import list_states
 from peft_bench.records.store import read_record, record_path
 from peft_bench.runs import parents
 from peft_bench.runs import train as training
-from peft_bench.runs.run import run, run_pack
+from peft_bench.runs.run import How, run, run_pack
 from peft_bench.sweeps.workers import make_lines
 from peft_bench.training.loop import train
 
@@ -238,7 +239,7 @@ def test_a_missing_parent_is_refused_with_its_command(short):
 @pytest.mark.parametrize("folder", ["data", "my data", "it's (here)", "a,b=c{d}", "back\\slash"])
 def test_the_named_command_survives_a_shell_and_hydra(short, folder):
     cfg = dataclasses.replace(short(LORA, "task=glue/rte"), data_dir=f"/tmp/{folder}")
-    words = shlex.split(parents.command(cfg, cfg.init_from))
+    words = shlex.split(command(cfg, cfg.init_from))
     again = compose_run([word for word in words[2:] if word != "-m"])
     assert (again.data_dir, again.results_dir) == (cfg.data_dir, cfg.results_dir)
     assert (again.experiment, again.task.name, again.scale.name) == (cfg.experiment, "mnli", "micro")
@@ -370,7 +371,7 @@ def test_a_pack_killed_between_its_records_is_taken_up_whole(short):
     path = record_path(cfgs[2].results_dir, "custom", first[2]["run_id"])
     path.unlink()
     kept = record_path(cfgs[0].results_dir, "custom", first[0]["run_id"]).read_bytes()
-    outcomes = run_pack(cfgs, whole=True)
+    outcomes = run_pack(cfgs, How(whole=True))
     assert [outcome.status for outcome in outcomes] == ["found", "found", "done"]
     again = record_of(cfgs[2], outcomes[2])
     for name in ("scores", "history", "trained_sha256", "numerics"):

@@ -4,9 +4,10 @@ import pandas as pd
 import pytest
 
 from peft_bench.config.compose import compose_run
-from peft_bench.rehearsal.standins import make_backbone, make_task
+from peft_bench.rehearsal.standin_data import make_task
+from peft_bench.rehearsal.standins import make_backbone
 from peft_bench.report.pages.e2e_gap import read_gap
-from peft_bench.runs.run import run
+from peft_bench.runs.run import How, run
 from peft_bench.studies import e2e_gap
 
 LEVELS = ["--levels", "beams=[1,2]", "--levels", "length_penalty=[1.0]", "--levels", "ends=[[]]"]
@@ -18,7 +19,7 @@ def test_a_run_is_decoded_once_and_scored_in_every_way(tmp_path, monkeypatch, ca
     cfg = compose_run(["experiment=errata/e2e_gap", "scale=small", *folders, *short])
     make_backbone(tmp_path / "b", cfg.backbone)
     make_task(tmp_path / "d", cfg.task)
-    assert run(cfg, show_progress=False).status == "done"
+    assert run(cfg, How(show_progress=False)).status == "done"
     places = [
         "--results",
         str(tmp_path / "r"),

@@ -15,8 +15,8 @@ from peft_bench.config.compose import compose_job, register
 from peft_bench.records.places import RECORDS
 from peft_bench.records.store import read_predictions, read_record
 from peft_bench.runs.attach import attach_pack
-from peft_bench.runs.prepare import prepare, recorded_score
-from peft_bench.runs.run import run_pack
+from peft_bench.runs.parents import prepare_all
+from peft_bench.runs.run import How, run_pack
 from peft_bench.studies.ensemble import main, vote
 
 SHORT = ["experiment=prompt_tuning/table3", "trainer.max_steps=30", "trainer.evaluate_every_steps=30", "threads=1"]
@@ -35,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("votes")
     register()
     words = [*SHORT, "task=glue/sst2", f"results_dir={results}"]
-    run_pack([compose_job([*words, f"seed={seed}"]) for seed in range(3)], show_progress=False)
+    run_pack([compose_job([*words, f"seed={seed}"]) for seed in range(3)], How(show_progress=False))
     return results
 
 
@@ -92,13 +92,12 @@ def test_a_batch_that_mixes_tasks_gives_the_answers_of_one_task_at_a_time(tmp_pa
     """T32 of the claims: every example with the prompt of its own task, in one pass."""
     register()
     words = [*SHORT, f"results_dir={tmp_path}"]
-    pack = [
-        prepare(compose_job([*words, f"task={task}", "seed=1"]), recorded_score)
-        for task in ("glue/sst2", "glue/mnli", "glue/rte")
-    ]
-    first = pack[0].cfg
+    tasks = ("glue/sst2", "glue/mnli", "glue/rte")
+    runs = prepare_all([compose_job([*words, f"task={task}", "seed=1"]) for task in tasks])
+    first = runs[0].cfg
     backbone = load_backbone(first.backbone, first.scale, None, torch.device("cpu"), first.seed)
-    attached, jobs = attach_pack(pack, backbone, None)
+    pack = attach_pack(runs, backbone)
+    attached, jobs = pack.attached, pack.jobs
     try:
         attached.eval()
         splits = ["validation", "validation_matched", "validation"]

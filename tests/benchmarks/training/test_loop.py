@@ -1,6 +1,7 @@
 """The loop: order, accumulation, selection, packs against solo runs, divergence, interruption."""
 
 import copy
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ from peft_bench.training.adafactor import Adafactor
 from peft_bench.training.checkpoint import load_checkpoint, save_checkpoint
 from peft_bench.training.loop import Run, data_order, restore_best, train
 from peft_bench.training.optimizers import BertAdam, make_optimizer, make_schedule
+from peft_methods.lora import Lora
+from peft_methods.protocols import ParameterGroup
 from peft_methods.state import trained_tensors
+from tests.benchmarks.conftest import METHODS
 
 MIXED: list[tuple[str, dict[str, Any]]] = [
     ("lora", {"seed": 1, "learning_rate": 1e-3, "epochs": 4}),
@@ -70,6 +74,46 @@ def test_a_diverging_run_stops_and_the_others_do_not_notice(toy_pack, accelerato
     solo, _ = toy_pack([MIXED[0]], torch.float64)
     train(solo, [jobs[1]], accelerator)
     assert largest_difference(trained_tensors(attached, 1), trained_tensors(solo)) < 1e-8
+
+
+class Penalized(Lora):
+    """LoRA with all that a method may ask of the loop: a rate of the head's own, a penalty, a word after each step."""
+
+    penalty, seen = 0.0, list[tuple[int, int, dict[str, torch.Tensor]]]()
+
+    def parameter_groups(self, trained):
+        return [ParameterGroup({name: p for name, p in trained.items() if name.startswith("head.")}, rate=0.0)]
+
+    def extra_loss(self, modules):
+        return self.penalty * sum(p.square().sum() for module in modules.values() for p in module.parameters())
+
+    def after_step(self, modules, step, total_steps):
+        gradients = {f"{at}.{n}": p.grad.clone() for at, m in modules.items() for n, p in m.named_parameters()}
+        self.seen.append((step, total_steps, gradients))
+
+
+@pytest.mark.parametrize("micro", [None, 3])
+def test_what_a_method_asks_of_the_loop(toy_pack, accelerator, monkeypatch, micro):
+    """Beside a run that asks for nothing; the penalty counts once a step, however many pieces its batch has."""
+    lora = METHODS["lora"]
+    monkeypatch.setitem(METHODS, "penalized", Penalized(**dataclasses.asdict(lora)))
+    fields = {"seed": 1, "epochs": 1, "micro_batch_size": micro, "max_grad_norm": 0.0, "learning_rate": 1e-6}
+    losses, gradients = [], []
+    for penalty in (0.0, 0.5):
+        monkeypatch.setattr(Penalized, "penalty", penalty)
+        monkeypatch.setattr(Penalized, "seen", [])
+        attached, jobs = toy_pack([("lora", {"seed": 2}), ("penalized", fields)], torch.float64)
+        start = trained_tensors(attached, 1)
+        run = train(attached, jobs, accelerator)[1]
+        moved = {name for name, tensor in trained_tensors(attached, 1).items() if not tensor.equal(start[name])}
+        assert moved == {name for name in start if name.startswith("sites.")}
+        assert [seen[:2] for seen in Penalized.seen] == [(i + 1, run.total_steps) for i in range(run.total_steps)]
+        losses.append(run.position.history[0]["train_loss"] * run.total_steps)
+        gradients.append(Penalized.seen[0][2])
+    for name, gradient in gradients[1].items():
+        torch.testing.assert_close(gradient - gradients[0][name], 2 * 0.5 * start[f"sites.{name}"])
+    sizes = sum(start[f"sites.{name}"].square().sum().item() for name in gradients[0])
+    assert losses[1] - losses[0] == pytest.approx(0.5 * sizes * run.total_steps, rel=1e-3)
 
 
 class Killed(RuntimeError):
@@ -213,7 +257,7 @@ def test_adafactor_equals_that_of_transformers_where_both_factor(shape, scaling)
 def test_only_matrices_decay(toy_config):
     cfg = toy_config(weight_decay=0.5, learning_rate=0.1).trainer
     matrix, vector = (torch.nn.Parameter(torch.ones(shape)) for shape in ((2, 2), (2,)))
-    optimizer = make_optimizer({"matrix": matrix, "vector": vector}, cfg)
+    optimizer = make_optimizer([ParameterGroup({"matrix": matrix, "vector": vector})], cfg)
     for parameter in (matrix, vector):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -226,7 +270,7 @@ def test_only_matrices_decay(toy_config):
 )
 def test_schedules(toy_config, schedule, expected):
     cfg = toy_config(schedule=schedule, warmup_ratio=1 / 3, learning_rate=1.0).trainer
-    optimizer = make_optimizer({"w": torch.nn.Parameter(torch.zeros(2, 2))}, cfg)
+    optimizer = make_optimizer([ParameterGroup({"w": torch.nn.Parameter(torch.zeros(2, 2))})], cfg)
     scheduler = make_schedule(optimizer, cfg, 6)
     rates = []
     for _ in range(6):

@@ -1,7 +1,7 @@
 """What the two interchange formats share: folders, the task layer's names, and what an import gives.
 
-    peft      Hugging Face's library: LoRA, (IA)^3, prompt and prefix tuning           interchange_peft.py
-    adapters  AdapterHub's library: Houlsby, Pfeiffer, parallel, Adapter^L             interchange_adapters.py
+    peft      Hugging Face's library: LoRA, (IA)^3, prompt and prefix tuning           peft.py
+    adapters  AdapterHub's library: Houlsby, Pfeiffer, parallel, Adapter^L             adapters.py
 
 Tensors are safetensors, never pickles. A folder is there whole or not at all. An import is checked against the backbone
 before anything is attached. What a format cannot say, or we cannot, is refused in one sentence; docs/interchange.md

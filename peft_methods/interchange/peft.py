@@ -6,7 +6,7 @@
                                 prompt_embeddings (P x H); of prefixes (P x 2·L·H): k_1 v_1 k_2 ..
                                 base_model.model.classifier...            the head (modules_to_save)
 
-GPT-2's fused query, key and value: interchange_projections.py.
+GPT-2's fused query, key and value: projections.py.
 
 peft hands prefixes over as past keys and values of a decoder: only decoder-only models have them on both sides. Behind
 prompt rows peft's classifiers read the first row, ours the first token of the text: a prompt goes without its head.
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from peft_methods.attached import Attached
 from peft_methods.ia3 import IA3
-from peft_methods.interchange import (
+from peft_methods.interchange.folders import (
     HEADS,
     Imported,
     check_fields,
@@ -35,7 +35,7 @@ from peft_methods.interchange import (
     take_head,
     write_folder,
 )
-from peft_methods.interchange_projections import EVERYWHERE, Contents, read_ia3, read_lora, write_ia3, write_lora
+from peft_methods.interchange.projections import EVERYWHERE, Contents, read_ia3, read_lora, write_ia3, write_lora
 from peft_methods.lora import Lora
 from peft_methods.prefix import Prefix
 from peft_methods.prompt import Prompt

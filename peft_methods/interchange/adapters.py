@@ -5,7 +5,7 @@
     head_config.json        config: the library's classification head
     model_head.safetensors  heads.<name>.<index in its nn.Sequential>
 
-Which configuration is which method: interchange_bottlenecks.py.
+Which configuration is which method: bottlenecks.py.
 """
 
 import re
@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 
 from peft_methods.attached import Attached
 from peft_methods.bottleneck import Bottleneck
-from peft_methods.interchange import (
+from peft_methods.interchange.bottlenecks import config_of, method_of
+from peft_methods.interchange.folders import (
     HEADS,
     Imported,
     fitted,
@@ -30,7 +31,6 @@ from peft_methods.interchange import (
     take_head,
     write_folder,
 )
-from peft_methods.interchange_bottlenecks import config_of, method_of
 from peft_methods.sites import Site, Sites
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter.safetensors"

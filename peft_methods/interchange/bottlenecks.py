@@ -1,4 +1,4 @@
-"""Which of our bottlenecks a `BnConfig` of the adapters library is, for interchange_adapters.py.
+"""Which of our bottlenecks a `BnConfig` of the adapters library is, for adapters.py.
 
     Houlsby     mh_adapter, output_adapter
     Pfeiffer    output_adapter, original_ln_before; leave_out: the skipped layers
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from peft_methods.bottleneck import AdapterL, Houlsby, Parallel, Pfeiffer, SharedPfeiffer
-from peft_methods.interchange import check_fields
+from peft_methods.interchange.folders import check_fields
 from peft_methods.sites import Sites
 
 _ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu_erf": "gelu", "relu": "relu", "swish": "swish"}

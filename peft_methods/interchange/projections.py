@@ -1,4 +1,4 @@
-"""LoRA and (IA)^3 in peft's layout: what interchange_peft.py writes and reads at projections.
+"""LoRA and (IA)^3 in peft's layout: what peft.py writes and reads at projections.
 
     <module>.lora_A.weight (r x in), <module>.lora_B.weight (out x r)
     <module>.ia3_l (out x 1); before a projection (1 x in)
@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from peft_methods.ia3 import IA3
-from peft_methods.interchange import check_fields
+from peft_methods.interchange.folders import check_fields
 from peft_methods.lora import Lora
 from peft_methods.run_modules import RunModules
 from peft_methods.sites import Site, Sites

@@ -20,7 +20,7 @@ from peft_methods.bitfit import BitFit
 from peft_methods.bottleneck import Houlsby
 from peft_methods.heads import ClassificationHead
 from peft_methods.ia3 import IA3
-from peft_methods.interchange_peft import export_peft, import_peft, read_peft
+from peft_methods.interchange import export_peft, import_peft, read_peft
 from peft_methods.lora import Lora
 from peft_methods.prefix import Prefix
 from peft_methods.prompt import Prompt
@@ -273,7 +273,7 @@ def test_a_failed_export_leaves_nothing(attached_run, tmp_path, monkeypatch):
     def full(*args: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("peft_methods.interchange.save_file", full)
+    monkeypatch.setattr("peft_methods.interchange.folders.save_file", full)
     with pytest.raises(OSError, match="No space"):
         export_peft(attached_run("bert", LORA, True), tmp_path / "run")
     assert not list(tmp_path.iterdir())
@@ -361,5 +361,5 @@ def test_a_lost_tensor_is_refused(lost, message, attached_run, tiny_backbone, tm
 
 
 def test_the_documented_example_runs():
-    page = (Path(__file__).parents[2] / "docs" / "interchange.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "interchange.md").read_text(encoding="utf-8")
     exec(compile(page.split("```python\n")[1].split("```")[0], "docs/interchange.md", "exec"), {})

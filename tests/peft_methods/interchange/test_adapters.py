@@ -15,10 +15,10 @@ from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 from peft_methods.attach import attach
 from peft_methods.bottleneck import AdapterL, Houlsby, Parallel, Pfeiffer, SharedPfeiffer
 from peft_methods.heads import ClassificationHead
-from peft_methods.interchange_adapters import export_adapters, import_adapters, read_adapters
+from peft_methods.interchange import export_adapters, import_adapters, read_adapters
 from peft_methods.lora import Lora
 
-FIXTURES = Path(__file__).parent / "fixtures" / "adapters"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "adapters"
 HOULSBY = Houlsby(3, "gelu_tanh", "normal", 0.02, False)
 PFEIFFER = Pfeiffer(3, "swish", "normal", 0.02, 1)
 PARALLEL = Parallel(3, "gelu_erf", "normal", 0.02, 2.5, 0.1, ("attention", "ffn"))

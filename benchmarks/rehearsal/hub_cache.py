@@ -1,0 +1,55 @@
+"""Stand-ins where the libraries look for what they have downloaded before."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+from datasets.packaged_modules.parquet.parquet import Parquet
+
+from ..config.schema import BackboneConfig, TaskConfig
+
+COMMIT = "0" * 39 + "1"  # of a stand-in in the hub's cache
+
+
+@contextlib.contextmanager
+def hub_cache(
+    cache: Path, backbones: Sequence[tuple[str, BackboneConfig]], tasks: Sequence[tuple[str, TaskConfig]]
+) -> Iterator[None]:
+    """Inside, the libraries find copies of these stand-ins in `cache`, as if they had downloaded them before.
+
+    backbones, tasks: each with the folder given to make_backbone or make_task.
+    """
+    models, data = cache / "hub", cache / "datasets"
+    for root, backbone in {b.hub_id: (root, b) for root, b in backbones}.values():
+        _cache_backbone(models, Path(root) / backbone.hub_id, backbone.hub_id)
+    for root, task in {(t.dataset, t.subset): (root, t) for root, t in tasks}.values():
+        _cache_task(data, Path(root) / task.dataset / task.subset, task)
+    before = huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE
+    huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE = str(models), data
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE = before
+
+
+def _cache_backbone(cache: Path, folder: Path, hub_id: str) -> None:
+    """Put a copy of a checkpoint folder into the cache that huggingface_hub keeps of what it has downloaded."""
+    repository = cache / f"models--{hub_id.replace('/', '--')}"
+    shutil.copytree(folder, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+
+
+def _cache_task(cache: Path, folder: Path, task: TaskConfig) -> None:
+    """Put a copy of a task's folder into the cache that `datasets` keeps of what it has downloaded and converted."""
+    files = {path.name.partition("-")[0]: [str(path)] for path in sorted(folder.glob("*.parquet"))}
+    name = task.hub_id.rpartition("/")[2]
+    with tempfile.TemporaryDirectory() as scratch:
+        subset = task.subset or "default"
+        builder = Parquet(cache_dir=scratch, dataset_name=name, config_name=subset, data_files=files, hash=COMMIT)
+        builder.download_and_prepare()
+        shutil.copytree(builder.cache_dir, cache / task.hub_id.replace("/", "___") / subset / "0.0.0" / COMMIT)
