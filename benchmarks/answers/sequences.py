@@ -7,6 +7,7 @@
 N rows of a split, B rows of a batch, T tokens of the longest source, U of the longest target.
 """
 
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -69,6 +70,13 @@ class Sequences:
     def ended(self, source: list[int]) -> list[int]:
         """A source with the tokens that begin and end it, if any do."""
         return [*self.begin, *source, self.end] if self.separator else source
+
+    def read_length(self, positions: int | None = None) -> int:
+        """How many tokens a source that is answered may have, those around it included: an encoder has a limit of its
+        own there, or none but its positions."""
+        if self.decoder_only or self.trainer.eval_max_length is None:
+            return self.trainer.max_length
+        return self.trainer.eval_max_length or positions or sys.maxsize
 
     def _check_room(self, room: int, max_length: int) -> None:
         if room < 1 or (self.decoder_only and max_length > self.tokenizer.model_max_length):

@@ -4,7 +4,6 @@ are searched for and compared with references."""
 import dataclasses
 import itertools
 import math
-import sys
 from collections.abc import Iterable
 
 import numpy as np
@@ -72,7 +71,7 @@ class TextAnswers(Sequences):
         """How many tokens a source may have, without those around it."""
         check_tokens(self.decoding, self.tokenizer)  # now rather than after the training
         most = min(self.tokenizer.model_max_length, self.positions or self.tokenizer.model_max_length)
-        length, around = self._read_length(), len(self.ended([]))
+        length, around = self.read_length(self.positions), len(self.ended([]))
         room = (most - self.max_new_tokens if self.decoder_only else length) - max(around, 1)
         if room < 1:
             raise DataError(
@@ -80,12 +79,6 @@ class TextAnswers(Sequences):
                 "prompt or prefix has had its own); lower it"
             )
         return min(room, length - around)
-
-    def _read_length(self) -> int:
-        """What a source may have with the tokens around it; an encoder has a limit of its own where it answers."""
-        if self.decoder_only or self.trainer.eval_max_length is None:
-            return self.trainer.max_length
-        return self.trainer.eval_max_length or self.positions or sys.maxsize
 
     def _sources(self, lines: list[str], room: int) -> Tokens:
         ids = tokenize_texts([self.generation.source.format(text=text) for text in lines], self.tokenizer)

@@ -5,7 +5,6 @@ N rows of a split, B rows of a batch, U tokens of the longest answer.
 
 import dataclasses
 import re
-import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -56,19 +55,13 @@ class WordAnswers(Sequences):
             targets = [self.target(label) for label in labels.tolist()]
             sources, length = [self.source(row) for row in rows], self.trainer.max_length
             if name != self.task.train_split:
-                length = self._read_length()
+                length = self.read_length()
                 sources = self._asked(sources, targets, length)
             tokens = self.pairs(sources, targets, labels, length)
             splits[name] = Split(tokens, tokens, data.gold(name))
             longest = max(map(len, tokens.target_rows(np.arange(len(labels)))))
             self.max_new_tokens = max(self.max_new_tokens, longest + SPARE_TOKENS)
         return splits
-
-    def _read_length(self) -> int:
-        """What a source may have with the tokens around it where it is answered; an encoder has a limit of its own."""
-        if self.decoder_only or self.trainer.eval_max_length is None:
-            return self.trainer.max_length
-        return self.trainer.eval_max_length or sys.maxsize
 
     def _asked(self, sources: list[str], targets: list[str], length: int) -> list[str]:
         """What is read of questions, of at most `length` tokens: the sources alone."""
