@@ -176,3 +176,41 @@ def test_what_is_installed_is_what_is_there():
     }
     assert set(listed) == folders
     assert importlib.util.find_spec("peft_bench") is not None
+
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def test_the_map_has_every_package_in_its_order():
+    tree = PAGE.partition("## The tree")[2].partition("## One run")[0]
+    assert tuple(re.findall(r"^\| `(\w+)/` \|", tree, re.MULTILINE)) == PACKAGES
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^    (\w+)/ ", readme.partition("benchmarks/ ")[2].partition("results/ ")[0], re.MULTILINE)
+    assert tuple(listed) == PACKAGES
+
+
+def test_the_walk_is_short_and_its_hops_exist():
+    walk = PAGE.partition("## One run")[2].partition("Then `peft-bench report`")[0]
+    hops = re.findall(r"^\d+\. `([\w/]+)\.py`: `(\w+)`", walk, re.MULTILINE)
+    assert len(hops) == len(re.findall(r"^\d+\. ", walk, re.MULTILINE)) <= 20
+    for file, function in hops:
+        tree = ast.parse((ROOT / "benchmarks" / f"{file}.py").read_text(encoding="utf-8"))
+        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, (file, function)
+
+
+def test_groups_of_conf_are_all_on_the_map():
+    named = set(re.findall(r"`(\w+)/`", PAGE.partition("## conf/")[2].partition("## results/")[0]))
+    assert {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()} <= named
+
+
+def test_files_that_are_named_exist():
+    """In README, docs, comments and messages: every path that begins with a folder of ours."""
+    texts = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", *FILES.values(), *(ROOT / "conf").rglob("*.yaml")]
+    named = {
+        (path.relative_to(ROOT).as_posix(), match)
+        for path in texts
+        for match in re.findall(
+            r"\b((?:benchmarks|peft_methods|tests|conf)/[\w/]+\.(?:py|yaml|csv))", path.read_text("utf-8")
+        )
+    }
+    assert not sorted((where, name) for where, name in named if not (ROOT / name).exists() and "/x." not in name)
