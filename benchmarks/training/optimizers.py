@@ -16,6 +16,9 @@ from peft_methods.protocols import ParameterGroup
 from ..config.schema import TrainerConfig
 from .adafactor import Adafactor
 
+OPTIMIZERS = ("adamw", "bert_adam", "adafactor")
+SCHEDULES = {"linear": "linear", "constant": "constant_with_warmup"}  # trainer.schedule -> transformers' name
+
 
 class BertAdam(Optimizer):
     """Adam with decoupled weight decay and without bias correction (google-research/adapter-bert, optimization.py):
@@ -61,15 +64,10 @@ def make_optimizer(parameters: Sequence[ParameterGroup], cfg: TrainerConfig) -> 
     if cfg.optimizer == "adafactor":
         return Adafactor(groups, cfg.learning_rate, parameter_scaling=cfg.parameter_scaling)
     kinds = {"adamw": AdamW, "bert_adam": BertAdam}
-    if cfg.optimizer not in kinds:
-        raise ValueError(f"trainer.optimizer={cfg.optimizer!r}: expected one of {', '.join(kinds)}, adafactor")
     return kinds[cfg.optimizer](groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps)
 
 
 def make_schedule(optimizer: Optimizer, cfg: TrainerConfig, total_steps: int) -> LRScheduler:
     """`linear` warm-up and decay to zero, or `constant` after the warm-up."""
-    names = {"linear": "linear", "constant": "constant_with_warmup"}
-    if cfg.schedule not in names:
-        raise ValueError(f"trainer.schedule={cfg.schedule!r}: expected one of {', '.join(names)}")
     warmup = math.ceil(cfg.warmup_ratio * total_steps) if cfg.warmup_steps is None else cfg.warmup_steps
-    return get_scheduler(names[cfg.schedule], optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
+    return get_scheduler(SCHEDULES[cfg.schedule], optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)

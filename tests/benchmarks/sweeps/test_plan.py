@@ -5,13 +5,15 @@ import json
 
 from peft_bench.records import leases
 from peft_bench.records.store import read_record, record_path
+from peft_bench.runs import parents
 from peft_bench.runs import train as training
+from peft_bench.runs.prepare import prepare
 from peft_bench.runs.run import run_pack
 from peft_bench.sweeps.display import summary
 from peft_bench.sweeps.forecast import write_plan
 from peft_bench.sweeps.plan import make_plan
 from peft_bench.sweeps.status import states_by_experiment
-from peft_bench.sweeps.workers import Line
+from peft_bench.sweeps.workers import Line, run_all
 from peft_methods.lora import Lora
 from tests.benchmarks.sweeps.carrying import LORA, InThisProcess, carry_out, cells, states
 
@@ -130,6 +132,25 @@ class TestParents:
         lines, pool = carry_out(cfgs)
         assert [line.status for line in lines] == ["done"] * 3
         assert [labels[0].split()[1] for labels in pool.made] == ["mnli", "rte", "mrpc"]
+
+    def test_each_run_is_prepared_once_for_the_whole_sweep(self, tmp_path, monkeypatch):
+        """The rounds of the plan ask for nothing again; a pack prepares its own runs and their parents."""
+        calls = []
+
+        def counted(cfg):
+            calls.append(cfg.task.name)
+            return prepare(cfg)
+
+        monkeypatch.setattr(parents, "prepare", counted)
+        overrides = 'init_from.overrides=["trainer.max_steps=2"]'
+        cfgs = cells(tmp_path, LORA, "task=glue/rte", "seed=0,1", "init_from.parent=same_seed", overrides)
+        plan = make_plan(cfgs)
+        assert sorted(calls) == ["mnli", "mnli", "rte", "rte"]
+        calls.clear()
+        pool = InThisProcess()
+        assert [line.status for line in run_all(cfgs, plan, pool, 1, None, False)] == ["done"] * 4
+        assert [len(pack) for pack in pool.made] == [2, 2]
+        assert sorted(calls) == ["mnli"] * 2 + ["mnli", "mnli", "rte", "rte"]  # the parents' pack, their children's
 
     def test_their_pack_is_taken_up_whole_although_one_is_done(self, tmp_path):
         words = [LORA, "task=glue/rte", "seed=0,1", 'init_from.overrides=["trainer.max_steps=2"]']
