@@ -157,7 +157,7 @@ def _answers(attached: Attached, writing: WordAnswers | TextAnswers, split: Spli
         written = writing.write(attached, [batch] * len(answers))
         for of_run, ids in zip(answers, written, strict=True):
             assert ids is not None
-            for row, answer in zip(rows, list(writing.read(ids)), strict=True):
+            for row, answer in zip(rows, np.array(writing.read(ids), object).tolist(), strict=True):
                 of_run[row] = answer
     return answers
 
