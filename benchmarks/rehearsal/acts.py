@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -46,8 +47,10 @@ def share_of(experiment: str) -> Share:
 
 @cache
 def _shares() -> list[Share]:
-    entries = yaml.safe_load((CONF_DIR / "rehearsal.yaml").read_text())
-    return [Share(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}) for entry in entries]
+    entries: list[dict[str, Any]] = yaml.safe_load((CONF_DIR / "rehearsal.yaml").read_text())
+    for entry in entries:
+        entry.update({name: tuple(value) for name, value in entry.items() if isinstance(value, list)})
+    return [Share(**entry) for entry in entries]
 
 
 def plan(patterns: Sequence[str] = ("*",), task: str = "*") -> list[Act]:
