@@ -101,7 +101,7 @@ def ensemble(group: Sequence[Record], options: argparse.Namespace) -> dict[str, 
             answers = _answers(attached, writing, split)
             for of_run, record in zip(answers, group, strict=True):
                 recorded = read_predictions(options.results, record["experiment"], record["run_id"])
-                changed += sum(a != b for a, b in zip(of_run, recorded[name]["prediction"], strict=True))
+                changed += sum(bool(a != b) for a, b in zip(of_run, recorded[name]["prediction"], strict=True))
             lines += _scored(name, writing, split, answers)
         stored = sum(p.numel() * p.element_size() for k in range(len(jobs)) for p in attached.run(k).stored().values())
         model = sum(p.numel() * p.element_size() for p in pack.backbone.model.parameters())
