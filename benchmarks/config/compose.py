@@ -58,8 +58,15 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(group="schema", name="run", node=RunConfig, package="_global_")
     for path in sorted((CONF_DIR / "method").glob("*.yaml")):
-        target = yaml.safe_load(path.read_text(encoding="utf-8"))["_target_"]
-        store.store(group="schema/method", name=path.stem, node=_method_schema(method_class(target)))
+        store.store(group="schema/method", name=path.stem, node=_method_schema(method_class(_target(path))))
+
+
+def _target(path: Path) -> str:
+    """The class that a file of conf/method/ names. Raises ValueError where it names none."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not isinstance(content.get("_target_"), str):
+        raise ValueError(f"conf/method/{path.name} has no _target_: expected the full name of its class, as lora.yaml")
+    return str(content["_target_"])
 
 
 def typed(cfg: DictConfig) -> RunConfig:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from peft_bench.config import fields, schema, science
+from peft_bench.config import compose, fields, schema, science
 from peft_bench.config.compose import compose_run, method_choice
 from peft_bench.config.fields import NOTE, NUMERICS, PLACE, ROLES, SCIENCE, VERSION, field, names
 from peft_bench.config.recorded import as_recorded
@@ -132,3 +132,12 @@ def test_a_record_has_all_but_places_and_versions():
 def test_the_schema_and_what_is_known_of_backbones_load_without_torch():
     code = "import sys, peft_bench.config.science, peft_bench.backbones.location; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("text", ["rank: 4\n", "", "_target_: 3\n"])
+def test_a_method_file_without_its_class_is_refused_by_name(text, tmp_path, monkeypatch):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text(text)
+    monkeypatch.setattr(compose, "CONF_DIR", tmp_path)
+    with pytest.raises(ValueError, match=r"conf/method/mine\.yaml has no _target_: expected the full name"):
+        compose.register.__wrapped__()
