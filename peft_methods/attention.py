@@ -99,7 +99,8 @@ def _attention(
             return sdpa_attention_forward(
                 module, q, keys, values, mask, 0.0, scaling, is_causal=False, position_bias=bias
             )[0]
-        keys, values = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (keys, values))  # grouped heads
+        if q.shape[1] != keys.shape[1]:  # grouped heads
+            keys, values = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (keys, values))
         scores = q @ keys.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
         if bias is not None:
             scores = scores + bias

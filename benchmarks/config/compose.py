@@ -97,11 +97,14 @@ def method_class(target: str) -> Any:
     """The class that a method's `_target_` names. Raises ValueError where there is none."""
     module, _, name = target.rpartition(".")
     try:
-        return getattr(import_module(module), name)
+        found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"method._target_={target}: {error}; expected the full name of a class, as in conf/method/lora.yaml"
         ) from error
+    if not isinstance(getattr(found, "result_version", None), int):
+        raise ValueError(f"method._target_={target}: no result_version = 1 in it, which every method has (lora.py)")
+    return found
 
 
 def build_method(method: Mapping[str, Any]) -> Any:
@@ -159,7 +162,7 @@ def task_version(dataset: str, name: str) -> int:
 def _task_files() -> dict[tuple[str, str], tuple[str, int]]:
     """Data set and name -> choice and result version."""
     files = {choice: OmegaConf.load(_choice("task", choice)) for choice in choices("task")}
-    return {(file.dataset, file.name): (choice, file.version) for choice, file in files.items()}
+    return {(file.dataset, file.name): (choice, file.get("version", 1)) for choice, file in files.items()}
 
 
 def reaches_into_null(error: AssertionError) -> bool:

@@ -40,9 +40,10 @@ def departures(config: Mapping[str, Any]) -> dict[str, list[Any]]:
 def unused_decoding(cfg: RunConfig) -> list[str]:
     """The keys of `decoding` that were changed although the task is answered with labels, which are written greedily.
 
-    [] where the task is answered in texts, and for an experiment or task that has no file.
+    [] where the task is answered in texts, for an experiment or task that has no file, and for the configuration of a
+    record from before `decoding`.
     """
-    if generation_of(cfg.task, cfg.scale) is not None:
+    if generation_of(cfg.task, cfg.scale) is not None or not dataclasses.is_dataclass(cfg.decoding):
         return []
     if cfg.experiment == "custom":
         decoding = decoding_choice(cfg.decoding.name)

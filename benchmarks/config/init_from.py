@@ -27,7 +27,8 @@ def parent_configs(cfg: RunConfig) -> list[RunConfig]:
     first = _composed(*choices, *init.overrides)
     if first.init_from is not None:
         raise ValueError(f"init_from: the parent {init.experiment} on {init.task} starts from a parent itself")
-    for name in ("_target_", "rank", "targets", "bottleneck_dim"):  # what gives the tensors their shapes
+    # What gives the tensors their shapes, and those that are drawn and never saved their values (VeRA).
+    for name in ("_target_", "rank", "targets", "bottleneck_dim", "projection_seed"):
         if first.method.get(name) != cfg.method.get(name):
             raise ValueError(
                 f"init_from: this run has method.{name}={cfg.method.get(name)}, its parent {first.method.get(name)}; "

@@ -227,12 +227,6 @@ class RunConfig:
     force: bool = field(False, PLACE)  # repeat a run that is done
 
 
-def task_of(cfg: RunConfig, split: str) -> TaskConfig:
-    """The task that a split of a run's data is of: its own, or one of `transfer`."""
-    name, _, _ = split.rpartition("/")
-    return cfg.transfer[name] if name else cfg.task
-
-
 def others_of(cfg: RunConfig) -> dict[str, TaskConfig]:
     """The tasks of a mixture beside the run's own, by name, in the order of their names."""
     own = (cfg.task.dataset, cfg.task.subset, cfg.task.name)

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from ..config.metrics import metric
+from ..config.metrics import metric, metrics_of
 
 Numbers = np.ndarray | Sequence[float] | Sequence[int]
 EXACT_MATCH, MEAN = "exact_match", "mean"  # of groups of rows; of a task's other metrics
@@ -64,8 +64,9 @@ def _undefined(*arrays: np.ndarray) -> bool:
     return any(not np.isfinite(array).all() or (array == array[0]).all() for array in arrays)
 
 
+# The function of each metric of labels has the metric's name.
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    function.__name__: function for function in (accuracy, f1, macro_f1, matthews_correlation, pearson, spearman)
+    name: globals()[name] for name in metrics_of("classes", "values")
 }
 
 
@@ -75,7 +76,7 @@ def score(name: str, predictions: Numbers, references: Numbers) -> float:
     NaN means undefined (see above): the caller marks it.
     """
     if name not in METRICS:
-        raise ValueError(f"no metric {name!r} (known: {', '.join(METRICS)}); change task.metrics or add it to METRICS")
+        raise ValueError(f"no metric {name!r} (known: {', '.join(METRICS)}); change task.metrics")
     return METRICS[name](*_checked(name, predictions, references))
 
 

@@ -133,7 +133,7 @@ class Record(TypedDict):
     schema: int
     run_id: str  # 16 hex digits, hash of `identity`
     experiment: str
-    scale: Literal["paper", "small", "micro"]
+    scale: str  # a file of conf/scale/
     settings: Literal["paper", "script"]  # whose hyperparameters: the paper's text or its released scripts
     task: str
     seed: int
@@ -255,8 +255,6 @@ def _check_types(record: dict[str, Any]) -> None:
                 break
         if not isinstance(value, types) and (value is not None or path in _OF_FAILED):
             raise RecordError(f"{path} is {value!r}: expected {' or '.join(t.__name__ for t in types)}")
-    if record["scale"] not in ("paper", "small", "micro"):
-        raise RecordError(f"scale is {record['scale']!r}: expected paper, small or micro")
     for name in ("parents", "flags"):
         if not all(isinstance(item, str) for item in record.get(name) or ()):
             raise RecordError(f"{name} is {record[name]!r}: expected a list of texts")

@@ -88,6 +88,7 @@ def check_report(results: Path, cfgs: Sequence[RunConfig]) -> list[str]:
     """Make the report of these results; what is wrong with it: a run it does not show, or a stand-in it compares."""
     from ..report import main as report
     from ..report.reference import paper_tables
+    from ..report.table import read_tables
 
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
@@ -111,7 +112,8 @@ def check_report(results: Path, cfgs: Sequence[RunConfig]) -> list[str]:
     others = {experiment for experiment, _ in made} - printed - _in_curves(tables)
     problems += [f"README.md does not name {name}" for name in sorted(others) if f"{name} (paper)" not in index]
     small = {(cfg.experiment, cfg.task.name) for cfg in cfgs if cfg.scale.name == "small"}
-    files = [tables / f"{name}.csv" for name in ("small", "small_e2e", "small_prompt_tuning")] if small else []
+    ours = [table for page in ("micro", "small", "texts") for table in read_tables(page) if table.scale == "small"]
+    files = [tables / f"{table.name}.csv" for table in ours] if small else []
     done = {(c["experiment"], c["task"]) for file in files for c in _cells(file) if c["state"] == "done"}
     return problems + [f"no small table has a score of {name} on {task}" for name, task in sorted(small - done)]
 

@@ -13,7 +13,7 @@ from ..records.files import write_files
 from ..records.places import RECORDS
 from ..records.states import Problem
 from .page import Inputs, Page
-from .pages import claims, curves, e2e_gap, ensembles, nearest, paper, parameters, tables, worth
+from .pages import claims, curves, e2e_gap, ensembles, nearest, ours, paper, parameters, worth
 from .reference import DIRECTORY, read_reference
 from .render import bullets, page, write
 from .rows import results_frame
@@ -24,7 +24,7 @@ from .rules.selection import RUN
 # In the order of the index. A new page: a file in pages/ with `pages(inputs)`, and its line here.
 PAGES: tuple[Callable[[Inputs], Iterator[Page]], ...] = (
     paper.pages,
-    tables.pages,
+    ours.pages,
     curves.pages,
     worth.pages,
     claims.pages,

@@ -9,7 +9,7 @@ import pandas as pd
 
 from .reference import Reference
 
-SCALES = ("micro", "small", "paper")
+_SCALES = ("micro", "small", "paper")  # in this order, others behind them
 Experiments = frozenset[tuple[str, str]]  # (scale, experiment)
 
 
@@ -23,6 +23,11 @@ class Inputs:
     gap: pd.DataFrame | None = None  # E2E decoded and scored in other ways, by `peft-bench errata`
     votes: pd.DataFrame | None = None  # of ensembles, by `peft-bench ensemble`
     near: tuple[pd.DataFrame, pd.DataFrame] | None = None  # runs and prompt tokens, by `peft-bench nearest`
+
+    def scales(self) -> list[str]:
+        """Those with runs, in the order of the pages."""
+        there = {*self.frame["scale"]}
+        return [*(scale for scale in _SCALES if scale in there), *sorted(there - {*_SCALES})]
 
     def settings(self, scale: str) -> list[str]:
         """The papers' settings always, others where there are runs."""

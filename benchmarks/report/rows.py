@@ -177,8 +177,9 @@ def _run_fields(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _generation(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """What the run's task says of texts at its scale; empty for other tasks."""
-    task = (record.get("config") or {}).get("task") or {}
-    return task.get("micro_generation" if record["scale"] == "micro" else "generation") or {}
+    config = record.get("config") or {}
+    data = (config.get("scale") or {}).get("data", record["scale"])  # which of the two forms a scale reads
+    return (config.get("task") or {}).get("micro_generation" if data == "micro" else "generation") or {}
 
 
 def _setting(record: Mapping[str, Any]) -> str | None:

@@ -57,6 +57,11 @@ def check_config(cfg: RunConfig) -> None:
                 f"trainer.epochs={cfg.trainer.epochs:g}: expected a task with labels, a backbone that writes, and no "
                 "training (method=head_only trainer.epochs=0)"
             )
+        if cfg.transfer:
+            raise ValueError(
+                f"in_context={cfg.in_context.name} with transfer={[*cfg.transfer]}: nothing is trained that could "
+                "transfer; score each task in a run of its own"
+            )
     reads_pairs = not (is_control(cfg) or writes_text(cfg.backbone.model_type))
     if reads_pairs and len(cfg.task.text_columns) > 2:
         raise ValueError(

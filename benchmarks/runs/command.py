@@ -47,8 +47,9 @@ def main(argv: Sequence[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(_help())
         return 0
-    if "hydra/launcher=slurm" in argv and not _LOOKS & {*argv}:
-        raise ValueError("hydra/launcher=slurm applies to a multirun only: add -m (without it Hydra would run here)")
+    launcher = next((word for word in argv if word.startswith("hydra/launcher=")), None)
+    if launcher is not None and not _LOOKS & {*argv}:
+        raise ValueError(f"{launcher} applies to a multirun only: add -m (without it Hydra would run here)")
     statuses: list[int] = []
 
     def task(cfg: DictConfig) -> None:  # Hydra gives no task's value back

@@ -2,8 +2,9 @@
 
 import time
 
-from ..answers.predictions import Labels
+from ..answers.predictions import Labels, Words
 from ..config.compose import build_method
+from ..config.kinds import writes_text
 from ..records.store import write_record
 from .outcome import Outcome
 from .prepare import Prepared
@@ -18,13 +19,14 @@ def make_control(p: Prepared) -> Outcome:
     regression = task.num_labels == 1
     fitted = build_method(p.cfg.method).fit(data.texts[task.train_split], data.labels[task.train_split], regression)
     seconds = time.perf_counter() - start
+    kind = Words if writes_text(p.cfg.backbone.model_type) else Labels  # the metrics of the runs it stands beside
     asked, predictions = {}, {}
     for name, examples in {"": data, **p.data.transfer}.items():
         for split, rows in examples.texts.items():
             if name or split != task.train_split:
                 called = f"{name}/{split}" if name else split
                 asked[called] = (p.cfg.transfer[name] if name else task, examples.gold(split))
-                predictions[called] = Labels(fitted.predict(rows))
+                predictions[called] = kind(fitted.predict(rows))
     scores, flags, columns = judge(p.cfg, {"last": predictions, "best": predictions}, asked)
     scored = Scored(scores, flags, columns, {"last": None, "best": None}, cost={"train_seconds": seconds})
     numerics = {

@@ -55,7 +55,8 @@ def _first_highest(scores: Sequence[float | None]) -> int:
 
 def missing(runs: Sequence[Prepared]) -> Iterator[RunConfig]:
     """The parents that must be made before these runs, one after the other: those without a record; then, among all of
-    them, the best ones whose trained tensors are not here, again (records travel, trained tensors may not).
+    them, the best ones whose trained tensors are not here, again (records travel, trained tensors may not). All of
+    them are to be made, as they come: the second part looks at what the first has left, and says what they start from.
 
     Raises ValueError before the first where init_from.if_missing=error, and where a parent that is done has no score.
     """

@@ -56,6 +56,8 @@ def run_pack(cfgs: Sequence[RunConfig], how: How = How()) -> list[Outcome]:
     Whatever can be refused is refused, by a ValueError, before any training.
     """
     start = time.perf_counter()
+    if not cfgs:
+        return []
     check_pack(cfgs)
     with _threads(cfgs):
         check_writable(cfgs[0].results_dir)

@@ -180,6 +180,6 @@ def _decode(pack: Any, machine: Any, decoding: DecodingConfig, title: str) -> li
     from ..answers.one_run import OneRun
 
     asked = pack.jobs[0].scored["test"]
-    asked.answers.decoding = decoding
+    asked.answers.decoding, asked.answers.batch_size = decoding, decoding.batch_size
     one = OneRun(pack.attached, 0, machine.accelerator)
     return [text for text, _ in asked.answers.decode(one, asked.split.questions, title)]

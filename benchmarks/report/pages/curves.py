@@ -14,7 +14,7 @@ import pandas as pd
 from ...config.metrics import metric
 from ..layouts import read_layouts
 from ..marks import mark, marks_legend
-from ..page import SCALES, Inputs, Page
+from ..page import Inputs, Page
 from ..render import HOLE, bullets, markdown_table, page, points
 from ..rules.conflicts import of_mean
 from ..rules.over_tasks import of_split, seed_means
@@ -60,7 +60,7 @@ def read_curves() -> tuple[Curve, ...]:
 def pages(inputs: Inputs) -> Iterator[Page]:
     """A page a curve and scale with runs."""
     for curve in read_curves():
-        for scale in SCALES:
+        for scale in inputs.scales():
             if not (table := curve_points(inputs.frame, curve, scale)).empty:
                 name, title = f"{scale}_{curve.name}", f"{curve.title}, at {scale} scale"
                 figures = {} if curve.x is None else {f"{name}.svg": draw(table, curve, scale)}

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from ...records.places import NEAREST
+from ..layouts import read_layouts
 from ..page import Inputs, Page, by_scale
 from ..render import HOLE, bullets, markdown_table, page
 from ..rules.statistics import summarize
 
-NAME = "prompt_nearest"
-SHOWN = "prompt_tuning/table3"  # whose tokens the page lists
 SETTING = ["experiment", "task", "stands_for", "init", "length", "target_prefix", "optimizer", "learning_rate"]
 _MEASURES = ["label_rows", "other_rows", "cohesion", "random_cohesion", "unique"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """tokens_of: the experiment whose tokens the page lists. lengths: those that T35 compares."""
+
+    name: str
+    tokens_of: str
+    lengths: tuple[str, ...]
+
+
+def read_layout() -> Layout:
+    """The page's entry in conf/table/nearest.yaml."""
+    (layout,) = read_layouts("nearest", Layout)
+    return layout
 
 
 def pages(inputs: Inputs) -> Iterator[Page]:
@@ -26,7 +41,7 @@ def pages(inputs: Inputs) -> Iterator[Page]:
         table = settings_table(of_scale)
         text = nearest_page(table, tokens[tokens["scale"] == scale], scale)
         title = f"What prompt tokens are near to, at {scale} scale"
-        yield Page(f"{scale}_{NAME}", title, text, table, f"{len(of_scale)} prompts")
+        yield Page(f"{scale}_{read_layout().name}", title, text, table, f"{len(of_scale)} prompts")
 
 
 def read_nearest(results: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
@@ -84,7 +99,7 @@ def nearest_page(table: pd.DataFrame, tokens: pd.DataFrame, scale: str) -> str:
     ]
     words = [
         [line["task"], str(line["token"]), line["start"], " ".join(f"`{w}`" for w in line["nearest"].split())]
-        for line in tokens[tokens["experiment"] == SHOWN].to_dict("records")
+        for line in tokens[tokens["experiment"] == read_layout().tokens_of].to_dict("records")
     ]
     listed = (
         markdown_table(["task", "token", "started from", "nearest entries: cosine"], words, left=4) if words else ""
@@ -99,11 +114,8 @@ def nearest_page(table: pd.DataFrame, tokens: pd.DataFrame, scale: str) -> str:
 
 
 def _t35(table: pd.DataFrame) -> list[str]:
-    """Whether of 100 tokens a smaller share has a nearest entry of its own than of 20, for every backbone with both.
-
-    Length 20 of micro's length ablation is the default setting, which figure 1's experiment has.
-    """
-    ablation = table[table["experiment"].isin(["prompt_tuning/length", "prompt_tuning/size"])]
+    """Whether of 100 tokens a smaller share has a nearest entry of its own than of 20, for every backbone with both."""
+    ablation = table[table["experiment"].isin(read_layout().lengths)]
     ablation = ablation[ablation["init"] == "class_labels"].sort_values("experiment")
     found = []
     for name, of_backbone in ablation.groupby("stands_for"):

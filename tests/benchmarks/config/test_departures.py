@@ -1,11 +1,14 @@
 """What a command line has changed of an experiment's own settings, as every record says it."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from peft_bench.config.compose import compose_run
 from peft_bench.config.departures import departures, unused_decoding
+from peft_bench.config.recorded import run_config
+from peft_bench.records.store import read_record
 
 LORA = "experiment=lora/table2_roberta_base_lora"
 SWEEP = "experiment=houlsby2019/table1_adapters_8_256"
@@ -64,3 +67,11 @@ def test_decoding_that_a_task_with_labels_does_not_use_is_named() -> None:
 
 def test_a_task_or_experiment_without_a_file_is_one() -> None:
     assert of(LORA, "task=glue/rte", "task.name=mine") == {"task": ["mine", None]}
+
+
+def test_a_record_from_before_decoding_has_no_unused_decoding():
+    """So that `verify` can make it again."""
+    folder = Path(__file__).parents[3] / "results" / "records" / "controls" / "majority"
+    configs = [read_record(path)["config"] for path in folder.glob("*.json")]
+    assert any("decoding" not in config for config in configs)
+    assert next(unused_decoding(run_config(config)) for config in configs if "decoding" not in config) == []

@@ -141,3 +141,15 @@ def test_a_method_file_without_its_class_is_refused_by_name(text, tmp_path, monk
     monkeypatch.setattr(compose, "CONF_DIR", tmp_path)
     with pytest.raises(ValueError, match=r"conf/method/mine\.yaml has no _target_: expected the full name"):
         compose.register.__wrapped__()
+
+
+def test_a_class_without_a_result_version_is_no_method():
+    with pytest.raises(ValueError, match=r"method\._target_=collections\.OrderedDict: no result_version"):
+        compose.method_class("collections.OrderedDict")
+
+
+def test_quick_runs_start_from_no_parent():
+    """Its training would take the time of a real run."""
+    words = ["experiment=lora/table2_roberta_base_lora", "task=glue/rte"]
+    assert compose_run(words).init_from is not None
+    assert compose_run([*words, "debug=quick"]).init_from is None

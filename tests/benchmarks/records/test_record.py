@@ -122,7 +122,7 @@ def changed(**keys: Any) -> Callable[[str], str]:
         (lambda text: text.replace('"metric": "accuracy"', '"metrics": "accuracy"'), "a score lacks one of"),
         (changed(seed="zero"), "seed is 'zero': expected int"),
         (changed(task=None), "task is None: expected str"),
-        (changed(scale="huge"), "scale is 'huge': expected paper, small or micro"),
+        (changed(scale=3), "scale is 3: expected str"),
         (changed(flags=[3]), r"flags is [3]: expected a list of texts"),
         (changed(departures={"x": 5}), "expected [given, expected] by key"),
         (changed(data={"rows": [1]}), "data.rows is [1]: expected dict"),

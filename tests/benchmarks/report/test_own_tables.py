@@ -14,7 +14,7 @@ from peft_bench.records.schema import Record
 from peft_bench.records.store import write_record
 from peft_bench.report.main import main
 from peft_bench.report.page import Inputs, Page
-from peft_bench.report.pages import tables
+from peft_bench.report.pages import ours
 from peft_bench.report.pages.calibration import calibration
 from peft_bench.report.reference import paper_tables, read_reference
 from peft_bench.report.rows import frame_of
@@ -38,11 +38,11 @@ def micro_table(frame: pd.DataFrame, table: Table) -> pd.DataFrame:
 
 
 def micro_page(cells: pd.DataFrame, table: Table) -> str:
-    return tables.table_page(cells, table, table.title, swept(REFERENCE))
+    return ours.table_page(cells, table, table.title, swept(REFERENCE))
 
 
 def small_pages(frame: pd.DataFrame) -> list[Page]:
-    return [page for page in tables.pages(Inputs(frame, REFERENCE)) if page.name == "small"]
+    return [page for page in ours.pages(Inputs(frame, REFERENCE)) if page.name == "small"]
 
 
 def cells_of(records: Sequence[Record]) -> pd.DataFrame:

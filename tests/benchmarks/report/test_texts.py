@@ -12,7 +12,7 @@ from peft_bench.report.layouts import read_layouts
 from peft_bench.report.pages.claims import judge, overall, read_claims, read_papers
 from peft_bench.report.pages.curves import curve_page, curve_points, draw, read_curves
 from peft_bench.report.pages.e2e_gap import effects, gap_page
-from peft_bench.report.pages.tables import table_page
+from peft_bench.report.pages.ours import table_page
 from peft_bench.report.pages.worth import Worth, worth_page, worth_table
 from peft_bench.report.reference import DIRECTORY, read_reference
 from peft_bench.report.render import points
