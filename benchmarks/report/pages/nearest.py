@@ -36,12 +36,13 @@ def read_layout() -> Layout:
 
 def pages(inputs: Inputs) -> Iterator[Page]:
     """A page a scale."""
+    name = read_layout().name
     runs, tokens = inputs.near or (None, pd.DataFrame(columns=["scale"]))
     for scale, of_scale in by_scale(runs):
         table = settings_table(of_scale)
         text = nearest_page(table, tokens[tokens["scale"] == scale], scale)
         title = f"What prompt tokens are near to, at {scale} scale"
-        yield Page(f"{scale}_{read_layout().name}", title, text, table, f"{len(of_scale)} prompts")
+        yield Page(f"{scale}_{name}", title, text, table, f"{len(of_scale)} prompts")
 
 
 def read_nearest(results: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:

@@ -30,7 +30,8 @@ def test_a_method_is_in_the_grid_where_it_can_be_attached(model_type: str):
     backbone = load_backbone(backbone_choice(BACKBONES[model_type]), scale, None, torch.device("cpu"), 0)
     found = set()
     for name in choices("method"):
-        if name in ("majority", "bag_of_words") or (name == "head_only" and writes_text(model_type)):
+        in_the_grid = any(row.endswith(f"_{name}") for row in GRID)  # a new method need not be: it has no rate yet
+        if not in_the_grid or (name == "head_only" and writes_text(model_type)):
             continue
         method = build_method(method_choice(name, SHORT.get(name, "")))
         try:
