@@ -161,7 +161,7 @@ def task_version(dataset: str, name: str) -> int:
 @cache
 def _task_files() -> dict[tuple[str, str], tuple[str, int]]:
     """Data set and name -> choice and result version."""
-    files = {choice: OmegaConf.load(_choice("task", choice)) for choice in choices("task")}
+    files = {choice: cast(DictConfig, OmegaConf.load(_choice("task", choice))) for choice in choices("task")}
     return {(file.dataset, file.name): (choice, file.get("version", 1)) for choice, file in files.items()}
 
 

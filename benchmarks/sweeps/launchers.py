@@ -1,10 +1,10 @@
 """Who makes the packs instead of local processes: the pool that conf/hydra/launcher/<name>.yaml names (`_target_`)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from hydra.utils import get_class
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ..config.compose import compose_cfg
 from ..config.schema import CONF_DIR
@@ -21,7 +21,7 @@ def launcher_pool(words: Sequence[str]) -> Pool:
     if name not in files:
         known = ", ".join(files)
         raise ValueError(f"hydra/launcher={name}: expected one of {known}; leave it out for local processes")
-    pool: Any = get_class(OmegaConf.load(files[name])["_target_"])
+    pool: Any = get_class(cast(DictConfig, OmegaConf.load(files[name]))["_target_"])
     pool.check_available()  # before its file is composed, which may build on a package's
     values: Any = OmegaConf.to_container(compose_cfg(words, hydra=True).hydra.launcher, resolve=True)
     del values["_target_"]

@@ -95,7 +95,7 @@ class Penalized(Lora):
 @pytest.mark.parametrize("micro", [None, 3])
 def test_what_a_method_asks_of_the_loop(toy_pack, accelerator, monkeypatch, micro):
     """Beside a run that asks for nothing; the penalty counts once a step, however many pieces its batch has."""
-    lora = METHODS["lora"]
+    lora: Any = METHODS["lora"]
     monkeypatch.setitem(METHODS, "penalized", Penalized(**dataclasses.asdict(lora)))
     fields = {"seed": 1, "epochs": 1, "micro_batch_size": micro, "max_grad_norm": 0.0, "learning_rate": 1e-6}
     losses, gradients = [], []
