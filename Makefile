@@ -34,7 +34,7 @@ quickstart: .venv/.installed ## Train every row of the micro tables for 100 step
 	@$(THREADS) $(OFFLINE) $(BIN)/peft-bench sweep quickstart results_dir=outputs/quickstart --workers $(WORKERS)
 	@$(BIN)/peft-bench report --results outputs/quickstart --output outputs/quickstart/tables
 
-test: .venv/.installed ## Run the tests (10 minutes, 2 cores)
+test: .venv/.installed ## Run the tests (10 to 15 minutes, 2 cores)
 	$(THREADS) $(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: .venv/.installed ## Check style and types
