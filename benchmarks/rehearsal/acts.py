@@ -98,12 +98,12 @@ def compose_act(act: Act, folder: Path) -> list[RunConfig]:
     places = [f"results_dir={folder / 'results'}", *([] if scale == "micro" else [f"data_dir={folder / 'data'}"])]
     cfgs = [compose_job([*job, f"scale={scale}", *short, *places]) for job in act.jobs]
     for cfg in cfgs:
-        whole = cfg.backbone.model_type == "t5" and scale != "micro"  # texts: attention over 700 words and a prompt
-        if whole:
-            cfg.trainer.eval_batch_size = 1
+        if scale != "micro":  # rows come sorted by length: the long ones in few batches
+            cfg.trainer.eval_batch_size = cfg.decoding.batch_size = 4
+        if cfg.trainer.eval_max_length == 0 and scale != "micro":  # 64 heads over all of a long text take a second
+            cfg.trainer.eval_max_length = 128
         if generation_of(cfg.task, cfg.scale) is not None:
             cfg.decoding.max_new_tokens, cfg.decoding.min_new_tokens = 6, 0
-            cfg.decoding.batch_size = 1 if whole else cfg.decoding.batch_size
         if scale == "small" and cfg.task.generation is not None:
             cfg.task.generation.train_rows = cfg.task.generation.validation_rows = None  # there are fewer
         if scale != "micro":

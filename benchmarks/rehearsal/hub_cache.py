@@ -15,21 +15,24 @@ from ..config.schema import BackboneConfig, TaskConfig
 COMMIT = "0" * 39 + "1"  # of a stand-in in the hub's cache
 
 
-@contextlib.contextmanager
-def hub_cache(
+def fill_cache(
     cache: Path, backbones: Sequence[tuple[str, BackboneConfig]], tasks: Sequence[tuple[str, TaskConfig]]
-) -> Iterator[None]:
-    """Inside, the libraries find copies of these stand-ins in `cache`, as if they had downloaded them before.
+) -> None:
+    """Put copies of these stand-ins into `cache`, as the libraries keep what they have downloaded.
 
     backbones, tasks: each with the folder given to make_backbone or make_task.
     """
-    models, data = cache / "hub", cache / "datasets"
     for root, backbone in {b.hub_id: (root, b) for root, b in backbones}.values():
-        _cache_backbone(models, Path(root) / backbone.hub_id, backbone.hub_id)
+        _cache_backbone(cache / "hub", Path(root) / backbone.hub_id, backbone.hub_id)
     for root, task in {(t.dataset, t.subset): (root, t) for root, t in tasks}.values():
-        _cache_task(data, Path(root) / task.dataset / task.subset, task)
+        _cache_task(cache / "datasets", Path(root) / task.dataset / task.subset, task)
+
+
+@contextlib.contextmanager
+def hub_cache(cache: Path) -> Iterator[None]:
+    """Inside, the libraries of this process take this cache for theirs."""
     before = huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE
-    huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE = str(models), data
+    huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE = str(cache / "hub"), cache / "datasets"
     try:
         yield
     finally:

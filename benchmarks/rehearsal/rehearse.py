@@ -7,18 +7,20 @@ import io
 import multiprocessing
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from ..config.init_from import parent_configs
 from ..config.schema import RunConfig, is_control
 from ..records.places import TABLES as TABLES_FOLDER
 from ..records.store import predictions_path, read_record, record_path
 from .acts import STEPS, Act, compose_act, layers_of, tasks_of
-from .hub_cache import hub_cache
+from .hub_cache import fill_cache, hub_cache
 from .offline import no_network
 from .standin_data import make_task
 from .standins import make_backbone
@@ -140,41 +142,52 @@ def perform_acts(acts: Sequence[Act], folder: Path, attempts: list[str], workers
     """
     start = time.perf_counter()
     _quiet()
-    cfgs = {act: compose_act(act, folder) for act in acts}
-    everyone = [cfg for group in cfgs.values() for cfg in group]
-    build_standins(everyone)
-    print(
-        f"{len(everyone)} runs of {len(acts)} settings composed, stand-ins made: {time.perf_counter() - start:.1f} s",
-        flush=True,
-    )
     tally, reached = Tally(), list[str]()
-    for (act, group), (problems, seconds, found) in zip(cfgs.items(), _performed(cfgs.values(), workers), strict=True):
-        tally.add(act.experiment, act.settings, len(group), problems, seconds)
-        reached += found
-    local = one_of_each([cfg for cfg in everyone if not cfg.scale.backbones])
-    backbones = [(str(cfg.backbone_dir), cfg.backbone) for cfg in local]
-    tasks = [(str(cfg.data_dir), task) for cfg in local for task in tasks_of(cfg)]
-    with hub_cache(folder / "cache", backbones, tasks):
-        problems, seconds = perform([as_from_hub(cfg) for cfg in local])
-        tally.add("as from the hub", "", len(local), problems, seconds)
+    with _shared_out(workers) as each:
+        cfgs = dict(zip(acts, each(partial(compose_act, folder=folder), acts), strict=True))
+        everyone = [cfg for group in cfgs.values() for cfg in group]
+        build_standins(everyone)
+        seconds = time.perf_counter() - start
+        print(f"{len(everyone)} runs of {len(acts)} settings composed, stand-ins made: {seconds:.1f} s", flush=True)
+        for (act, group), (problems, seconds, found) in zip(cfgs.items(), each(_watched, cfgs.values()), strict=True):
+            tally.add(act.experiment, act.settings, len(group), problems, seconds)
+            reached += found
+        local = one_of_each([cfg for cfg in everyone if not cfg.scale.backbones])
+        backbones = [(str(cfg.backbone_dir), cfg.backbone) for cfg in local]
+        fill_cache(folder / "cache", backbones, [(str(c.data_dir), task) for c in local for task in tasks_of(c)])
+        from_hub = [[as_from_hub(cfg)] for cfg in local]
+        performed = list(each(partial(_watched, cache=folder / "cache"), from_hub))
+        problems = [problem for found, _, _ in performed for problem in found]
+        tally.add("as from the hub", "", len(local), problems, sum(seconds for _, seconds, _ in performed))
+        reached += [attempt for _, _, attempts_of_one in performed for attempt in attempts_of_one]
     tally.check("report", check_report(folder / "results", everyone))
     tally.check("no network", [f"asked for {attempt}" for attempt in dict.fromkeys([*reached, *attempts])])
     print(f"{tally.passed} passed, {tally.failed} failed in {time.perf_counter() - start:.0f} s")
     return int(tally.failed > 0)
 
 
-def _performed(groups: Iterable[list[RunConfig]], workers: int) -> Iterator[tuple[list[str], float, list[str]]]:
-    """Of each group, in order: what is wrong, its seconds, and what it has tried to reach (if not in this process)."""
-    if workers == 1:  # here, where `no_network` watches
-        yield from ((*perform(group), []) for group in groups)
+@contextlib.contextmanager
+def _shared_out(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """`map` over this many processes; over this one, where `no_network` watches, with one worker."""
+    if workers == 1:
+        yield map
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet) as pool:
-        yield from pool.map(_perform_watched, groups)
+        yield pool.map
 
 
-def _perform_watched(group: list[RunConfig]) -> tuple[list[str], float, list[str]]:
-    with no_network() as attempts:
+def _watched(group: list[RunConfig], cache: Path | None = None) -> tuple[list[str], float, list[str]]:
+    """Of a group of runs: what is wrong, its seconds, and what it has tried to reach (if not in the first process).
+
+    cache: take this one for the hub's.
+    """
+    with contextlib.ExitStack() as stack:
+        if cache is not None:
+            stack.enter_context(hub_cache(cache))
+        if multiprocessing.parent_process() is None:
+            return (*perform(group), [])
+        attempts = stack.enter_context(no_network())
         return (*perform(group), [*attempts])
 
 

@@ -14,7 +14,7 @@ from peft_bench.answers.tokens import tokenize
 from peft_bench.config.schema import CONF_DIR, BackboneConfig, ScaleConfig, TaskConfig
 from peft_bench.rehearsal.acts import STEPS, compose_act, plan, share_of
 from peft_bench.rehearsal.command import main
-from peft_bench.rehearsal.hub_cache import hub_cache
+from peft_bench.rehearsal.hub_cache import fill_cache, hub_cache
 from peft_bench.rehearsal.offline import no_network
 from peft_bench.rehearsal.standin_data import ROWS, make_task
 from peft_bench.rehearsal.standins import make_backbone
@@ -90,7 +90,8 @@ def test_no_standin_for_other_architectures(tmp_path):
 def test_data_from_a_folder_and_from_the_hub_are_the_same(tmp_path, name):
     task = task_config(name)
     make_task(tmp_path, task)
-    with no_network() as attempts, hub_cache(tmp_path / "cache", [], [(str(tmp_path), task)]):
+    fill_cache(tmp_path / "cache", [], [(str(tmp_path), task)])
+    with no_network() as attempts, hub_cache(tmp_path / "cache"):
         from_folder = load_task(task, PUBLISHED, str(tmp_path))
         labelled._load.cache_clear()  # what was loaded from the hub of another test
         from_hub = load_task(task, PUBLISHED, None)
