@@ -98,15 +98,14 @@ def compose_act(act: Act, folder: Path) -> list[RunConfig]:
     places = [f"results_dir={folder / 'results'}", *([] if scale == "micro" else [f"data_dir={folder / 'data'}"])]
     cfgs = [compose_job([*job, f"scale={scale}", *short, *places]) for job in act.jobs]
     for cfg in cfgs:
-        if scale != "micro":  # rows come sorted by length: the long ones in few batches
-            cfg.trainer.eval_batch_size = cfg.decoding.batch_size = 4
-        if cfg.trainer.eval_max_length == 0 and scale != "micro":  # 64 heads over all of a long text take a second
-            cfg.trainer.eval_max_length = 128
         if generation_of(cfg.task, cfg.scale) is not None:
             cfg.decoding.max_new_tokens, cfg.decoding.min_new_tokens = 6, 0
         if scale == "small" and cfg.task.generation is not None:
             cfg.task.generation.train_rows = cfg.task.generation.validation_rows = None  # there are fewer
         if scale != "micro":
+            cfg.trainer.eval_batch_size = cfg.decoding.batch_size = 4  # sorted by length: the long rows in few batches
+            if cfg.trainer.eval_max_length == 0:  # 64 heads over all of a long text take a second
+                cfg.trainer.eval_max_length = 128
             unpublished = "" if cfg.backbone.hub_id else f"_{cfg.backbone.name}"  # in backbone_dir itself: its own one
             cfg.backbone_dir = str(folder / "backbones" / f"layers_{layers_of(cfg)}{unpublished}")
         if cfg.init_from is not None:

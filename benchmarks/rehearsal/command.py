@@ -2,9 +2,10 @@
 
 What a user with a GPU and the hub will run (composition with the published recipe, loading, tokenizing at the
 published length, training, evaluation, record, report) is executed for every experiment file and each of its tasks,
-with the paper's settings and, where conf/recipe/script has them, the script's. They read local folders; some runs are
-then repeated as if the hub had been used, from its cache. The scores mean nothing; that each run is recorded, and the
-report made, without one attempt to reach a network, is what is checked.
+with the paper's settings and, where conf/recipe/script has them, the script's; but that texts of any length are scored
+at 128 tokens, and all in small batches. They read local folders; some runs are then repeated as if the hub had been
+used, from its cache. The scores mean nothing; that each run is recorded, and the report made, without one attempt to
+reach a network, is what is checked.
 """
 
 import argparse

@@ -25,6 +25,8 @@ from .offline import no_network
 from .standin_data import make_task
 from .standins import make_backbone
 
+Each = Callable[..., Iterable[Any]]  # `map`, or a pool's
+
 
 def build_standins(cfgs: Sequence[RunConfig]) -> None:
     """The backbones and data that these runs, and their parents, read."""
@@ -152,22 +154,28 @@ def perform_acts(acts: Sequence[Act], folder: Path, attempts: list[str], workers
         for (act, group), (problems, seconds, found) in zip(cfgs.items(), each(_watched, cfgs.values()), strict=True):
             tally.add(act.experiment, act.settings, len(group), problems, seconds)
             reached += found
-        local = one_of_each([cfg for cfg in everyone if not cfg.scale.backbones])
-        backbones = [(str(cfg.backbone_dir), cfg.backbone) for cfg in local]
-        fill_cache(folder / "cache", backbones, [(str(c.data_dir), task) for c in local for task in tasks_of(c)])
-        from_hub = [[as_from_hub(cfg)] for cfg in local]
-        performed = list(each(partial(_watched, cache=folder / "cache"), from_hub))
-        problems = [problem for found, _, _ in performed for problem in found]
-        tally.add("as from the hub", "", len(local), problems, sum(seconds for _, seconds, _ in performed))
-        reached += [attempt for _, _, attempts_of_one in performed for attempt in attempts_of_one]
+        runs, problems, seconds, found = _again_from_hub(everyone, folder / "cache", each)
+        tally.add("as from the hub", "", runs, problems, seconds)
+        reached += found
     tally.check("report", check_report(folder / "results", everyone))
     tally.check("no network", [f"asked for {attempt}" for attempt in dict.fromkeys([*reached, *attempts])])
     print(f"{tally.passed} passed, {tally.failed} failed in {time.perf_counter() - start:.0f} s")
     return int(tally.failed > 0)
 
 
+def _again_from_hub(cfgs: Sequence[RunConfig], cache: Path, each: Each) -> tuple[int, list[str], float, list[str]]:
+    """One run of every backbone and task again, from a cache as the hub's: how many, and as `_watched`, of all."""
+    local = one_of_each([cfg for cfg in cfgs if not cfg.scale.backbones])
+    backbones = [(str(cfg.backbone_dir), cfg.backbone) for cfg in local]
+    fill_cache(cache, backbones, [(str(cfg.data_dir), task) for cfg in local for task in tasks_of(cfg)])
+    problems, seconds, reached = list[str](), 0.0, list[str]()
+    for found, took, attempts in each(partial(_watched, cache=cache), [[as_from_hub(cfg)] for cfg in local]):
+        problems, seconds, reached = problems + found, seconds + took, reached + attempts
+    return len(local), problems, seconds, reached
+
+
 @contextlib.contextmanager
-def _shared_out(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
+def _shared_out(workers: int) -> Iterator[Each]:
     """`map` over this many processes; over this one, where `no_network` watches, with one worker."""
     if workers == 1:
         yield map
@@ -182,13 +190,11 @@ def _watched(group: list[RunConfig], cache: Path | None = None) -> tuple[list[st
 
     cache: take this one for the hub's.
     """
-    with contextlib.ExitStack() as stack:
-        if cache is not None:
-            stack.enter_context(hub_cache(cache))
+    with contextlib.nullcontext() if cache is None else hub_cache(cache):
         if multiprocessing.parent_process() is None:
             return (*perform(group), [])
-        attempts = stack.enter_context(no_network())
-        return (*perform(group), [*attempts])
+        with no_network() as attempts:
+            return (*perform(group), [*attempts])
 
 
 def perform(cfgs: Sequence[RunConfig]) -> tuple[list[str], float]:

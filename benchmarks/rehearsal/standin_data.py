@@ -19,7 +19,7 @@ from ..tasks.mrqa import DATASET as MRQA
 
 ROWS = {"train": 40, "validation": 12, "test": 8}  # by the first word of the split
 TEXT_ROWS = {"train": 60, "validation": 30, "test": 8}  # low-data runs ask for 30
-LONG_ROW = 3  # of every validation split: longer than any max_length, so that truncation and the last position are met
+LONG_ROW = 3  # of every validation split: longer than 512 tokens, so that truncation and the last position are met
 LONG_WORDS = 520  # not in training splits: with dropout, attention over 512 tokens takes most of a rehearsal
 
 WORDS = (
