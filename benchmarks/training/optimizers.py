@@ -1,5 +1,5 @@
-"""Optimizers and schedules of the published protocols: torch's AdamW, BERT's Adam, T5X's Adafactor, transformers'
-schedules."""
+"""Optimizers and schedules of the published protocols: torch's AdamW, BERT's Adam, T5X's Adafactor; the schedules of
+transformers and of BERT."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import get_scheduler
 
 from peft_methods.protocols import ParameterGroup
@@ -17,7 +17,7 @@ from ..config.schema import TrainerConfig
 from .adafactor import Adafactor
 
 OPTIMIZERS = ("adamw", "bert_adam", "adafactor")
-SCHEDULES = {"linear": "linear", "constant": "constant_with_warmup"}  # trainer.schedule -> transformers' name
+SCHEDULES = ("linear", "constant", "bert_linear")
 
 
 class BertAdam(Optimizer):
@@ -68,6 +68,17 @@ def make_optimizer(parameters: Sequence[ParameterGroup], cfg: TrainerConfig) -> 
 
 
 def make_schedule(optimizer: Optimizer, cfg: TrainerConfig, total_steps: int) -> LRScheduler:
-    """`linear` warm-up and decay to zero, or `constant` after the warm-up."""
-    warmup = math.ceil(cfg.warmup_ratio * total_steps) if cfg.warmup_steps is None else cfg.warmup_steps
-    return get_scheduler(SCHEDULES[cfg.schedule], optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
+    """The factor of the learning rate at each step, with w steps of warm-up of T in all.
+
+    linear        transformers': s / w, then (T - s) / (T - w)
+    bert_linear   google-research/bert and adapter-bert (optimization.py): s / w, then (T - s) / T: the decay runs from
+                  the first step and the warm-up covers its beginning
+    constant      s / w, then 1
+    """
+    of_bert = cfg.schedule == "bert_linear"
+    rounded = int if of_bert else math.ceil  # run_classifier.py; transformers' Trainer
+    warmup = rounded(cfg.warmup_ratio * total_steps) if cfg.warmup_steps is None else cfg.warmup_steps
+    if of_bert:
+        return LambdaLR(optimizer, lambda step: step / warmup if step < warmup else max(0.0, 1 - step / total_steps))
+    name = {"linear": "linear", "constant": "constant_with_warmup"}[cfg.schedule]
+    return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
