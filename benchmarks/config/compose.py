@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from . import schema
+from .booleans import check_booleans
 from .schema import CONF_DIR, BackboneConfig, DecodingConfig, RunConfig
 
 CONFIGURATION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)  # of reading YAML files and overrides
@@ -78,6 +79,8 @@ def typed(cfg: DictConfig) -> RunConfig:
         raise TypeError(f"expected a configuration composed from conf/config.yaml, got {type(run).__name__}")
     if dataclasses.is_dataclass(run.method):
         run.method = dataclasses.asdict(run.method)  # type: ignore[arg-type]
+    tasks = [run.task, *run.transfer.values(), *run.mixture.values()]
+    check_booleans(run, [task_choice(task.dataset, task.name) for task in tasks])
     return run
 
 

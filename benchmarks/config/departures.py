@@ -95,7 +95,8 @@ def _grid(experiment: str) -> dict[str, list[Any]]:
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     flat = flattened(scientific(config) | {"init_from": start(config) or {}})
-    # Not in the identity, which has the weights themselves; but whose weights they claim to be depends on these.
+    # Not in the identity, which has the weights themselves (and their type where it is not float32); but whose weights
+    # they claim to be depends on these.
     claimed = {name: config["backbone"].get(name) for name in ("hub_id", "weights_sha256", "dtype")}
     return flat | {f"backbone.{name}": value for name, value in claimed.items()}
 

@@ -22,7 +22,8 @@ class BackboneConfig:
     revision: str = field("main")
     pooler: bool = field()  # build the pooler layer
     pretrained: bool = field(True)  # false: from random weights (a control)
-    dtype: str = field("float32", NUMERICS)  # of the frozen weights
+    dtype: str = field("float32", since="float32")  # of the frozen weights; what trains is float32
+    other_shape: bool = field(False, NOTE)  # true: may be of another shape than `architecture` (rehearsals)
     weights_sha256: str | None = field(None, NOTE)  # of the published safetensors: a local copy without it is none
     architecture: dict[str, Any] = field(role=NOTE)  # published shape: counts and rehearsals need no download
 
@@ -131,7 +132,7 @@ class TrainerConfig:
     beta2: float = field(0.999)
     eps: float = field(1e-8)
     weight_decay: float = field(0.0)
-    schedule: str = field("linear")  # or constant
+    schedule: str = field("linear")  # or constant, or bert_linear (training/optimizers.py)
     warmup_ratio: float = field(0.0)
     warmup_steps: int | None = field(None)  # wins over warmup_ratio
     max_grad_norm: float = field(1.0)  # 0: no clipping

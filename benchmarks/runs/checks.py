@@ -8,6 +8,7 @@ from ..answers.in_context import check_in_context
 from ..backbones.checks import check_architecture
 from ..config.compose import task_choice
 from ..config.kinds import writes_text
+from ..config.published import check_published
 from ..config.schema import RunConfig, generation_of, is_control, text_of
 from ..metrics.checks import check_metrics
 from ..training.checks import check_devices, check_trainer
@@ -15,12 +16,8 @@ from ..training.checks import check_devices, check_trainer
 
 def check_config(cfg: RunConfig) -> None:
     """Raises ValueError: what was given, what is expected, where to change it."""
-    if cfg.scale.name == "paper" and cfg.experiment != "custom" and cfg.recipe is None:
-        raise ValueError(
-            f"no published recipe for experiment={cfg.experiment} task={task_choice(cfg.task.dataset, cfg.task.name)} "
-            f"settings={cfg.settings}: expected conf/recipe/{cfg.settings}/{cfg.experiment}/"
-            f"{task_choice(cfg.task.dataset, cfg.task.name)}.yaml, or `recipe:` in the experiment file"
-        )
+    if cfg.scale.name == "paper" and cfg.experiment != "custom":
+        check_published(cfg, task_choice(cfg.task.dataset, cfg.task.name))
     for name, used in (("data_dir", cfg.scale.data == "published"), ("backbone_dir", not cfg.scale.backbones)):
         if getattr(cfg, name) is not None and not used:
             raise ValueError(
