@@ -27,12 +27,13 @@ class Full:
 
 @dataclass(frozen=True)
 class FullTop:
-    """The parameters of the last `layers` Transformer layers train, and the head (FT-top2 of Li & Liang 2021).
+    """The parameters of the last `layers` Transformer layers train, the LayerNorm after the last one where the
+    architecture has it (GPT-2's ln_f: option 22 of their code, 25.19M), and the head (FT-top2 of Li & Liang 2021).
 
     Added: none.
     """
 
-    result_version = 1
+    result_version = 2  # 1: without that LayerNorm
     layers: int
 
     def modules(self, sites: Sites) -> dict[Site, nn.Module]:
@@ -45,7 +46,7 @@ class FullTop:
                 f"layers={self.layers}: expected 1 to {sites.num_layers}, the backbone has {sites.num_layers}; "
                 "change method.layers"
             )
-        paths = tuple(f"{sites.layer_path(-i)}." for i in range(1, self.layers + 1))
+        paths = tuple(f"{path}." for path in sites.top_paths(self.layers))
         return [name for name, _ in sites.backbone.named_parameters() if name.startswith(paths)]
 
 

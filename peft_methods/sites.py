@@ -17,7 +17,7 @@ The kind of a site says what a module there sees and gives (B rows of one run, T
 Where an architecture has them: architectures.py; how a backbone's are listed: site_list.py.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -35,6 +35,10 @@ class FrozenMap(NamedTuple):
 
     weight: Tensor
     bias: Tensor | None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "FrozenMap":
+        """The same map with its tensors changed."""
+        return FrozenMap(function(self.weight), None if self.bias is None else function(self.bias))
 
 
 class Sites:
@@ -198,12 +202,14 @@ class Sites:
             )
         return ids
 
-    def layer_path(self, layer: int) -> str:
-        """Path in the backbone of one layer; negative numbers count from the top. Single stacks only."""
+    def top_paths(self, layers: int) -> list[str]:
+        """Paths in the backbone of its last layers and of the norm after them, where it has one. Single stacks only."""
         if len(self.architecture.stacks) > 1:
             raise ValueError(f"{self.model_type} has an encoder and a decoder: its last layers are not one thing")
-        path = f"{self.architecture.stacks[0].layers}.{range(self.num_layers)[layer]}"
-        return path if self.base is self.backbone else f"{self.backbone.base_model_prefix}.{path}"
+        within = "" if self.base is self.backbone else f"{self.backbone.base_model_prefix}."
+        paths = [f"{self.architecture.stacks[0].layers}.{self.num_layers - i}" for i in range(1, layers + 1)]
+        final = self.architecture.outer_norms.get("final_norm")
+        return [within + path for path in [*paths, *([final] if final else [])]]
 
     def layer_parameters(self) -> int:
         """Parameters of the Transformer layers alone: no embeddings, no pooler (the denominator of Houlsby et al.)."""

@@ -215,3 +215,15 @@ def test_gpt2_equals_loralib(tiny_backbone, tiny_batch, randomize):
         return plain(lambda **inputs: functional_call(theirs, changed, (), inputs), batch)
 
     check(attached, batch, "gpt2", oracle)
+
+
+@pytest.mark.parametrize(("architecture", "final"), [("gpt2", "ln_f"), ("llama", "norm"), ("bert", None)])
+def test_the_last_layers_train_with_the_norm_after_them(tiny_backbone, architecture, final):
+    """Option 22 of Li & Liang's code: two blocks and ln_f; a post-norm encoder has none of its own."""
+    backbone = tiny_backbone(architecture)
+    attached = attach(backbone, [FullTop(1)])
+    names = {name for name, p in backbone.named_parameters() if p.requires_grad}
+    assert {part for name in names for part in name.split(".") if part.isdigit()} == {"1"}  # of two layers
+    outside = {name for name in names if not any(part.isdigit() for part in name.split("."))}
+    assert {name.split(".")[-2] for name in outside} == ({final} if final else set())
+    attached.detach()
