@@ -9,7 +9,9 @@ Merged   W + (alpha / r) B A: no added latency (the paper's words; peft-bench la
 Shapes   B batch, T tokens, r rank
 
 Paper and code differ on A's start: the paper says Gaussian, loralib draws Kaiming uniform with a = sqrt(5), the
-DeBERTa code normal with std 0.02. Alpha differs too (RoBERTa-base: paper 8, scripts 16). Both are fields.
+DeBERTa code normal with std 0.02. Alpha differs too (RoBERTa-base: paper 8, scripts 16). Both are fields. So is
+`shared_dropout`: on GPT-2, whose query, key and value are one linear map, loralib's MergedLinear drops their input with
+one mask for all targets; its Linear, everywhere else, with one for each.
 """
 
 import math
@@ -53,7 +55,10 @@ class LowRank(nn.Module):
 
 @dataclass(frozen=True)
 class Lora:
-    """Published values: conf/method/lora.yaml."""
+    """Published values: conf/method/lora.yaml.
+
+    shared_dropout: the targets that lie in one linear map of the backbone drop its input with one mask.
+    """
 
     result_version = 1
     rank: int
@@ -61,9 +66,20 @@ class Lora:
     dropout: float
     targets: Sequence[str]
     init_A: str
+    shared_dropout: bool = False
 
     def modules(self, sites: Sites) -> dict[Site, nn.Module]:
-        return {
+        modules = {
             site: LowRank(site.in_features, site.width, self.rank, self.alpha, self.dropout, self.init_A)
             for site in sites.projections(self.targets)
         }
+        if self.shared_dropout:
+            shared: dict[str, Dropout] = {}  # a mask follows from its module's name: one module, one mask
+            for site, module in modules.items():
+                module.dropout = shared.setdefault(site.path, module.dropout)
+            if len(shared) == len(modules):
+                raise ValueError(
+                    f"shared_dropout=true: no two of targets={list(self.targets)} lie in one linear map of "
+                    f"{sites.model_type}; change method.shared_dropout"
+                )
+        return dict(modules)

@@ -120,10 +120,14 @@ def _description(attached: Attached, k: int) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A method as JSON has it; the parts of a composition likewise. A tuple, or Hydra's own list, is a list there."""
+    """A method as JSON has it; the parts of a composition likewise. A tuple, or Hydra's own list, is a list there.
+
+    A field with a default is younger than the first files: at the default, which they had, it is left out.
+    """
     if dataclasses.is_dataclass(value):
-        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"method": type(value).__name__, **fields}
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        young = {f.name: f.default for f in dataclasses.fields(value)}
+        return {"method": type(value).__name__, **{n: _plain(v) for n, v in fields.items() if v != young[n]}}
     return [_plain(v) for v in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 

@@ -25,7 +25,7 @@ from .schema import (
 # What a sweep searches over; columns of their own in the report.
 SEARCHED = {"trainer": ("learning_rate", "batch_size", "epochs"), "method": ("bottleneck_dim", "rank", "alpha")}
 # Likewise of fields of methods, by class: at the value that older runs had, the identity leaves them out.
-YOUNG_FIELDS_OF_METHODS: dict[str, dict[str, Any]] = {}
+YOUNG_FIELDS_OF_METHODS: dict[str, dict[str, Any]] = {"peft_methods.lora.Lora": {"shared_dropout": False}}
 # Modules that have another name than in the first records: identities keep the name of then.
 RENAMED_MODULES = {"peft_bench.controls": "benchmarks.controls"}
 

@@ -6,7 +6,8 @@
 GPT-2's query, key and value are columns of one map, which peft gives one pair of factors. Ours are separate per role:
 n of them are exactly the pair A = [A_q; A_v], B block diagonal, of rank n·r and alpha n·alpha. The other way, blocks
 are told apart by the zeros between them; a pair that is not blocked becomes one pair per role with a copy of A each:
-the same function, no longer tied if it trains on. In training peft draws one dropout mask for the map, we one a role.
+the same function, no longer tied if it trains on. In training peft draws one dropout mask for the map, we one a role
+(with `shared_dropout` one, too).
 """
 
 import math

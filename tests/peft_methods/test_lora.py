@@ -125,6 +125,47 @@ def test_dropout_is_on_the_input_of_the_update(tiny_backbone, tiny_batch, random
     torch.testing.assert_close(seen["y"], expected, rtol=0, atol=1e-12)
 
 
+def test_shared_dropout_is_that_of_loralibs_merged_linear(tiny_backbone, tiny_batch, randomize):
+    """GPT-2's query and value in training, alone and behind a wider run: loralib's layer, given our mask for its."""
+    batch, wider = tiny_batch("gpt2", 3, 7), tiny_batch("gpt2", 2, 14)
+    own, shared = (Lora(2, 6.0, 0.5, ("query", "value"), "kaiming_uniform", which) for which in (False, True))
+    for methods, batches, seeds in ([shared], [batch], [5]), ([own, shared], [wider, batch], [4, 5]):
+        backbone = tiny_backbone("gpt2", torch.float64)
+        attached, k = attach(backbone, methods, seeds=seeds).train(), len(methods) - 1
+        randomize(attached.run(k))
+        seen: dict[str, torch.Tensor] = {}
+        fused: Any = backbone.transformer.h[1].attn.c_attn
+        fused.register_forward_hook(lambda module, args, y: seen.update(x=args[0], y=y))  # noqa: B023
+        attached(batches)
+        x, y = (seen[name][-3:, :7] for name in ("x", "y"))
+        query, value = (attached.run(k).at(f"layer.1.{role}") for role in ("query", "value"))
+        layer: Any = loralib.MergedLinear(
+            16, 48, 2, 6, 0.5, [True, False, True], fan_in_fan_out=True, merge_weights=False, dtype=torch.float64
+        )
+        factors = {"lora_A": torch.cat([query.A, value.A]), "lora_B": torch.cat([query.B, value.B])}
+        layer.load_state_dict({**fused.state_dict(), **factors})
+        mask = attached.streams[k].dropout(torch.ones_like(x), 0.5, "sites.layer/1/query.dropout")
+        assert set(mask.unique().tolist()) == {0.0, 2.0}
+        layer.lora_dropout.forward = lambda x, mask=mask: x * mask
+        torch.testing.assert_close(y, layer(x), rtol=0, atol=1e-12)
+        weights = torch.randn(y.shape, dtype=torch.float64)
+        ours = torch.autograd.grad((y * weights).sum(), [query.A, value.A, query.B, value.B], retain_graph=True)
+        theirs = torch.autograd.grad((layer(x.detach()) * weights).sum(), [layer.lora_A, layer.lora_B])
+        torch.testing.assert_close(torch.cat(ours[:2]), theirs[0], rtol=0, atol=1e-12)
+        torch.testing.assert_close(torch.cat(ours[2:]), theirs[1], rtol=0, atol=1e-12)
+
+
+def test_masks_are_shared_only_where_that_is_said_and_possible(tiny_backbone):
+    for shared in (False, True):
+        attached = attach(tiny_backbone("gpt2"), [Lora(2, 6.0, 0.5, SIX, "normal_0.02", shared)]).train()
+        q, k, out = (attached.run(0).at(f"layer.0.{role}").dropout for role in ("query", "key", "attention_output"))
+        x = torch.ones(2, 6, 16)
+        assert torch.equal(q(x), k(x)) == shared
+        assert not torch.equal(q(x), out(x))
+    with pytest.raises(ValueError, match=r"shared_dropout=true: no two of targets=\['query', 'value'\] .* of bert"):
+        attach(tiny_backbone("bert"), [Lora(2, 6.0, 0.5, QUERY_VALUE, "normal_0.02", True)])
+
+
 def test_initial_values_follow_the_setting():
     """kaiming_uniform(a = sqrt(5)) is uniform within 1/sqrt(in); both start from B = 0."""
     for init, spread, largest in (("kaiming_uniform", 0.05 / 3**0.5, 0.05), ("normal_0.02", 0.02, 1.0)):

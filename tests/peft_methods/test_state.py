@@ -1,5 +1,6 @@
 """Saving and loading: what does not fit is refused in one sentence, and nothing is loaded."""
 
+import dataclasses
 import json
 import resource
 import signal
@@ -16,7 +17,14 @@ from peft_methods.baselines import Full
 from peft_methods.bottleneck import Houlsby
 from peft_methods.heads import ClassificationHead
 from peft_methods.lora import Lora
-from peft_methods.state import copy_trained, load_trained, save_trained, trained_tensors, write_safetensors
+from peft_methods.state import (
+    copy_trained,
+    load_trained,
+    read_safetensors,
+    save_trained,
+    trained_tensors,
+    write_safetensors,
+)
 
 LORA = Lora(2, 4.0, 0.1, ("query", "value"), "normal_0.02")
 
@@ -168,6 +176,17 @@ def test_trained_tensors_are_copies(attach_run):
         for parameter in attached.run(0).trained().values():
             parameter += 1.0
     assert all(torch.equal(value, before[name]) for name, value in tensors.items())
+
+
+def test_a_file_from_before_a_young_field_still_loads(tiny_backbone, tmp_path):
+    """A field with a default is young; at the default, no file says it, and at another value every one does."""
+    old = {"method": "Lora", "rank": 2, "alpha": 4.0, "dropout": 0.1, "targets": ["query", "value"]}
+    lora = Lora(2, 4.0, 0.1, ("query", "value"), "normal_0.02")
+    for method, young in (lora, {}), (dataclasses.replace(lora, shared_dropout=True), {"shared_dropout": True}):
+        save_trained(attach(tiny_backbone("gpt2"), [method]), tmp_path / "x.safetensors")
+        _, header = read_safetensors(tmp_path / "x.safetensors")
+        sizes = {"model_type": "gpt2", "hidden_size": 16, "num_hidden_layers": 2}
+        assert header["description"] == {**old, "init_A": "normal_0.02", **young, **sizes}
 
 
 def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
