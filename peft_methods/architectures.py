@@ -35,6 +35,7 @@ def _bert(config: PreTrainedConfig) -> Architecture:
     return Architecture(
         stacks=(_encoder(roles, {"self_kv": "attention.self"}),),
         positions="ids",
+        attention_dropout="attention_probs_dropout_prob",
         position_limit=lambda config: config.max_position_embeddings,
         outer_projections={"pooler": "pooler.dense"},
         outer_norms={"embedding_norm": "embeddings.LayerNorm"},
@@ -48,6 +49,7 @@ def _roberta(config: PreTrainedConfig) -> Architecture:
     return Architecture(
         stacks=(_encoder(roles, {"self_kv": "attention.self"}),),
         positions="after_padding",
+        attention_dropout="attention_probs_dropout_prob",
         position_limit=lambda config: config.max_position_embeddings - config.pad_token_id - 1,
         outer_projections={"pooler": "pooler.dense"},
         outer_norms={"embedding_norm": "embeddings.LayerNorm"},
@@ -72,6 +74,7 @@ def _deberta_v2(config: PreTrainedConfig) -> Architecture:
     return Architecture(
         stacks=(_encoder(roles, {}),),
         positions="relative",
+        attention_dropout="attention_probs_dropout_prob",
         outer_norms=norms,
         shared_dropouts=("attention.self.pos_dropout",),
         no_packs={
@@ -99,6 +102,7 @@ def _gpt2(config: PreTrainedConfig) -> Architecture:
             ),
         ),
         positions="ids",
+        attention_dropout="attn_pdrop",
         position_limit=lambda config: config.n_positions,
         counts_prefix=True,
         decoder_only=True,
@@ -146,6 +150,7 @@ def _t5(config: PreTrainedConfig) -> Architecture:
     return Architecture(
         stacks=(stack("encoder"), stack("decoder")),
         positions="relative",
+        attention_dropout="dropout_rate",
         inputs="encoder",
         outer_norms={
             "encoder.final_norm": "encoder.final_layer_norm",
@@ -199,6 +204,7 @@ def _bart(config: PreTrainedConfig) -> Architecture:
     return Architecture(
         stacks=(stack("encoder"), stack("decoder")),
         positions="hook",
+        attention_dropout="attention_dropout",
         inputs="encoder",
         position_module="encoder.embed_positions",
         position_limit=lambda config: config.max_position_embeddings,
@@ -235,6 +241,7 @@ def _llama(config: PreTrainedConfig) -> Architecture:
             ),
         ),
         positions="ids",
+        attention_dropout="attention_dropout",
         position_limit=lambda config: config.max_position_embeddings,
         counts_prefix=True,
         decoder_only=True,

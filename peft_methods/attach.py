@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from peft_methods.attached import TAKEN, Attached
 from peft_methods.dropout import Dropout, DropoutStream
-from peft_methods.hooks import install
+from peft_methods.hooks import install, is_ours
 from peft_methods.protocols import Method, defines
 from peft_methods.run_modules import RunModules
 from peft_methods.sites import Site, Sites
@@ -37,11 +37,13 @@ def attach(
 
     heads: one factory per run (called under the run's seed), or None for no head. seeds: one per run, 0 by default;
     a run's initial weights and dropout masks follow from its seed alone, so they are the same alone and in a pack.
+    What trains is float32 (float64 on a backbone of float64), also where the frozen weights are bfloat16.
     tokenizer: for methods that start from words.
 
     Raises ValueError where a method has no site on this architecture, a pack holds a method that trains the backbone
-    in place or a module at a site that takes no packs, the backbone is compiled (a hook attached then is silently
-    ignored) or has a pack on it already. Nothing is half attached after an error.
+    in place or a module at a site that takes no packs, a method trains half-precision weights in place, or the backbone
+    is compiled (a hook attached then is silently ignored), has a pack on it already or is a copy of one that has.
+    Nothing is half attached after an error.
     """
     k_runs = len(methods)
     heads, seeds = heads or [None] * k_runs, seeds or [0] * k_runs
@@ -67,8 +69,14 @@ def attach(
         if k_runs > 1 and (reason := _why_alone(sites, method, list(modules), bool(in_place))):
             raise ValueError(reason)
         stream = DropoutStream(seed)
+        if in_place and dtype.itemsize < 4:
+            raise ValueError(
+                f"{type(method).__name__} trains the backbone's own weights, which are {dtype}: small updates would be "
+                "lost in rounding; load it in float32 (and compute in bf16: backbone.dtype=float32 "
+                "trainer.precision=bf16)"
+            )
         _hand_over(stream, run, modules)
-        runs.append(run.to(device=device, dtype=dtype))
+        runs.append(run.to(device=device, dtype=torch.promote_types(dtype, torch.float32)))
         streams.append(stream)
 
     attached = Attached(sites, runs, streams)
@@ -136,6 +144,12 @@ def _check_backbone(backbone: Any, heads: bool) -> None:
         module._compiled_call_impl is not None for module in backbone.modules()
     ):
         raise ValueError("the backbone is compiled: hooks attached now would be ignored; attach first, compile after")
+    hooks = [h for m in backbone.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+    if not any(module in TAKEN for module in backbone.modules()) and any(is_ours(hook) for hook in hooks):
+        raise ValueError(
+            "this backbone is a copy of one that has runs on it, and their hooks were copied: detach them there first, "
+            "then copy"
+        )
     if any(module in TAKEN for module in backbone.modules()):
         raise ValueError(
             "the backbone has runs attached already: detach them first "

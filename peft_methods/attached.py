@@ -5,8 +5,8 @@ site routes every run's rows through that run's module. K = 1 is the ordinary ca
 architecture: methods name sites, architectures.py names modules, hooks.py puts the two together.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 from weakref import WeakKeyDictionary, ref
 
@@ -39,6 +39,7 @@ class Attached(nn.Module):
         self.stacked = Stacked()
         self.places: list[AttentionPlace] = []
         self.dropout_calls: dict[str, int] = {}
+        self.calls = 0  # of forward and generate that are going on
         self.merged = Merged(sites)
         self.undo = ExitStack()  # a step for every change to the backbone; `detach` takes them, the last first
 
@@ -74,7 +75,10 @@ class Attached(nn.Module):
         With gradient checkpointing, run backward before the next call and before a stream's step moves on: the layers
         are recomputed from the rows and masks of the latest call.
         """
-        outputs = self.backbone(**self._stack(batches))
+        inputs = self._stack(batches)
+        self._check_first_tokens(batches)
+        with self._calling():
+            outputs = self.backbone(**inputs)
         pooled = getattr(outputs, "pooler_output", None)
         decoded = "decoder_input_ids" in self.stacked.inputs
         hidden = outputs.logits if hasattr(outputs, "logits") else outputs.last_hidden_state
@@ -89,7 +93,8 @@ class Attached(nn.Module):
                 own = own[:, : batch["decoder_input_ids" if decoded else "input_ids"].shape[1]]
             else:
                 own = own.gather(1, kept[:, :, None].expand(-1, -1, own.shape[2]))
-            results.append(own if head is None else head(own, None if pooled is None else pooled[rows]))
+            of_pooler = None if pooled is None else self.widened(pooled[rows])
+            results.append(own if head is None else head(self.widened(own), of_pooler))
         return results
 
     @torch.no_grad()
@@ -110,7 +115,8 @@ class Attached(nn.Module):
         if config.pad_token_id is None:
             end = config.eos_token_id  # Llama 3 has several
             settings = {"pad_token_id": end[0] if isinstance(end, list) else end, **settings}
-        written = cast(Any, self.backbone).generate(**inputs, **settings)
+        with self._calling():
+            written = cast(Any, self.backbone).generate(**inputs, **settings)
         written = written[:, inputs["input_ids"].shape[1] if decoder_only else 1 :]
         each = len(written) // self.stacked.total
         return [
@@ -173,6 +179,11 @@ class Attached(nn.Module):
         own = {k: slice(rows[k].start * each, rows[k].stop * each) for k in active}
         return torch.cat([function(k, *(t[own[k]] for t in tensors)) for k in active])
 
+    def widened(self, x: Tensor) -> Tensor:
+        """What a run's own module reads: float32 where the backbone is kept in half precision, as the module is."""
+        half = self.backbone.dtype.itemsize < 4
+        return x.float() if half and x.is_floating_point() else x
+
     def paddings(self) -> Tensor:
         """(B,) padding on the left of each row of the input."""
         self.check_called()
@@ -183,12 +194,31 @@ class Attached(nn.Module):
         return torch.zeros_like(self.paddings())
 
     def check_called(self) -> None:
-        """Raises ValueError where the backbone was called without its runs."""
-        if not self.stacked.rows:
+        """Raises ValueError where the backbone was called without its runs: rows and places would be those of the
+        latest call. A backward pass may come after it, and recomputes layers under gradient checkpointing."""
+        in_backward = torch._C._current_graph_task_id() != -1  # as torch.utils.checkpoint asks it
+        if not self.calls and not in_backward:
             raise ValueError(
                 f"this {type(self.backbone).__name__} has runs attached and was called itself: call the Attached, or "
                 "peft_methods.attach.attached_to(backbone).detach() first"
             )
+
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        self.calls += 1
+        try:
+            yield
+        finally:
+            self.calls -= 1
+
+    def _check_first_tokens(self, batches: Sequence[Batch | None]) -> None:
+        """Raises ValueError where a head, which reads the first position, would find padding there."""
+        for k, batch in enumerate(batches):
+            if batch is not None and self.run(k).head is not None and not bool(batch["attention_mask"][:, 0].all()):
+                raise ValueError(
+                    f"run {k} has a head, which reads the first token, and rows padded on the left: pad them on the "
+                    "right"
+                )
 
     def _check_attached(self) -> None:
         if (there := TAKEN.get(self.sites.base)) is None or there() is not self:

@@ -79,7 +79,7 @@ def _attention(
         mask, owner = masks[0] if masks else None, place.owners[k]
         if owner is None:
             return attend(k, q, keys, values, padding, mask, "")
-        changed_keys, changed_values = owner(keys, values)
+        changed_keys, changed_values = (changed.to(q.dtype) for changed in owner(keys, values))
         attended = attend(k, q, changed_keys, changed_values, padding, mask, "")
         plain = owner.plain_queries(len(q), q.shape[2]) if defines(owner, "plain_queries") else None
         if plain is None:

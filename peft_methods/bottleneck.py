@@ -99,7 +99,10 @@ class NormAdapter(Bottleneck):
 
     def forward(self, z: Tensor, norm: nn.LayerNorm) -> Tensor:  # type: ignore[override]  # a norm site gives two
         # norm.forward, not norm(...): the call would run the hook that called us.
-        return norm.forward(z + super().forward(norm.forward(z)))
+        def frozen(x: Tensor) -> Tensor:
+            return norm.forward(x.to(norm.weight.dtype)).to(z.dtype)
+
+        return frozen(z + super().forward(frozen(z)))
 
 
 class BlockAdapter(Bottleneck):

@@ -29,7 +29,7 @@ class WeightDecomposed(nn.Module):
     def __init__(self, weight: Tensor, low_rank: LowRank):
         super().__init__()
         self.low_rank = low_rank
-        self.magnitude = nn.Parameter(weight.norm(dim=1))  # training starts at the backbone
+        self.magnitude = nn.Parameter(weight.to(low_rank.A.dtype).norm(dim=1))  # training starts at the backbone
 
     def forward(self, x: Tensor, y: Tensor, frozen: FrozenMap) -> Tensor:
         x, ratio = self.low_rank.dropout(x), self._ratio(frozen.weight)

@@ -1,5 +1,7 @@
 """The hooks that put K runs into the forward pass of a backbone.
 
+Each gives back the type that it was handed, so that no run changes what its neighbors or the backbone compute in.
+
 Order, where several lie on one module: the dropout of a projection's input, then what changes that input; what changes
 the projection's output, then that output's dropout, then the sub-layer it ends.
 """
@@ -66,6 +68,11 @@ def install(attached: Attached) -> None:
         attached.backbone.set_attn_implementation(ATTENTION)
     TAKEN[sites.base] = ref(attached)  # the hooks hold it
     attached.undo.callback(TAKEN.pop, sites.base)
+
+
+def is_ours(hook: Callable[..., Any]) -> bool:
+    """Whether `install` has put this hook somewhere."""
+    return getattr(hook, "__module__", None) == __name__
 
 
 def _dropout(attached: Attached, name: str, p: float) -> Callable[..., Any]:
@@ -143,9 +150,15 @@ def _output(attached: Attached, site: Site, sublayer_inputs: dict[str, Tensor]) 
             owner = owners[k]
             if owner is None:
                 return y
+            wide_x, wide_y = attached.widened(x), attached.widened(y)
             if site.kind == "norm":
-                return owner(x, module)
-            return owner(y) if site.kind == "block" else owner(x, y, *map_taken(owner, attached.sites, site))
+                changed = owner(wide_x, module)
+            elif site.kind == "block":
+                changed = owner(wide_y)
+            else:
+                maps = (frozen.map(attached.widened) for frozen in map_taken(owner, attached.sites, site))
+                changed = owner(wide_x, wide_y, *maps)
+            return changed.to(y.dtype)
 
         x = sublayer_inputs.pop(site.name) if site.kind == "sublayer" else y if site.kind == "block" else args[0]
         y = attached.each_run([x, y], through)
@@ -159,9 +172,11 @@ def _output(attached: Attached, site: Site, sublayer_inputs: dict[str, Tensor]) 
 def _input(attached: Attached, site: Site) -> Callable[..., Any]:
     owners = attached.owners(site.name)
 
+    def through(k: int, x: Tensor) -> Tensor:
+        return x if owners[k] is None else owners[k](attached.widened(x)).to(x.dtype)
+
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        changed = attached.each_run([args[0]], lambda k, x: x if owners[k] is None else owners[k](x))
-        return changed, *args[1:]
+        return attached.each_run([args[0]], through), *args[1:]
 
     return hook
 
@@ -225,6 +240,7 @@ def _positions(attached: Attached) -> Callable[..., Any]:
     """BART takes no positions: its embeddings of them are looked up again, at those that follow from the mask."""
 
     def hook(module: Any, args: Any, output: Tensor) -> Tensor:
+        attached.check_called()
         return F.embedding(attached.stacked.inputs["position_ids"] + module.offset, module.weight)
 
     return hook

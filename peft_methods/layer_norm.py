@@ -30,7 +30,8 @@ class NormOffset(nn.Module):
 
     def forward(self, z: Tensor, norm: nn.LayerNorm) -> Tensor:
         weight = norm.weight if self.weight is None else norm.weight + self.weight
-        return F.layer_norm(z, norm.normalized_shape, weight, norm.bias + self.bias, norm.eps)
+        bias = norm.bias + self.bias
+        return F.layer_norm(z, norm.normalized_shape, weight.to(bias.dtype), bias, norm.eps)
 
 
 class GainOffset(nn.Module):

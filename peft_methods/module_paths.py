@@ -49,12 +49,14 @@ class Architecture:
     pad_token_id for padding, "hook" from a module of its own (`position_module`), "relative" not at all.
     counts_prefix: the text's positions start after a prefix of keys and values (Li & Liang's code).
     decoder_only: generates from `input_ids`. pooler: module that reads the first token.
+    attention_dropout: configuration field of the rate at which attention weights are dropped.
     shared_dropouts: dropouts on tensors that all runs of a pack share, within each layer.
     no_packs: role -> why a pack of several runs cannot have a module there.
     """
 
     stacks: tuple[Stack, ...]
     positions: Literal["ids", "after_padding", "hook", "relative"]
+    attention_dropout: str
     inputs: str = ""
     position_module: str = ""
     position_limit: Callable[[PreTrainedConfig], int] | None = None

@@ -130,9 +130,10 @@ def biases(s: Shape, size: int) -> int:
 
 
 def top_two(s: Shape, size: int) -> int:
-    """Weights, biases and norms of two layers."""
+    """Weights, biases and norms of two layers, and the norm after them where the input of each layer is normalized."""
     per_layer = weights_of_layers(s) // s.layers
-    return 2 * (per_layer + (2 * s.H if s.architecture in BIASLESS else 9 * s.H + s.F))
+    final = {"gpt2": 2 * s.H, "llama": s.H}.get(s.architecture, 0)
+    return 2 * (per_layer + (2 * s.H if s.architecture in BIASLESS else 9 * s.H + s.F)) + final
 
 
 def nothing(s: Shape, size: int) -> int:

@@ -1,5 +1,7 @@
 """What is refused around a run's life: after detaching, when it is lost, where no position or token is left."""
 
+import contextlib
+import copy
 import gc
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from transformers import BertForSequenceClassification
 
 from peft_methods.attach import attach, attached_to
+from peft_methods.baselines import HeadOnly
 from peft_methods.heads import ClassificationHead
 from peft_methods.lora import Lora
 from peft_methods.prefix import Infix, Prefix
@@ -166,3 +169,54 @@ def test_task_heads_and_missing_poolers_are_refused(tiny_config, tiny_backbone):
 def test_settings_that_make_no_sense(tiny_backbone, make, message):
     with pytest.raises(ValueError, match=message):
         attach(tiny_backbone("gpt2"), [make()])
+
+
+def test_the_backbone_itself_is_refused_after_a_call_too(tiny_backbone, tiny_batch):
+    """Its hooks would route by the rows of the call before."""
+    backbone = tiny_backbone("gpt2")
+    lora = Lora(2, 4.0, 0.0, ("query",), "kaiming_uniform")
+    attached = attach(backbone, [lora, lora], seeds=[0, 1])
+    batch = tiny_batch("gpt2", 2, 6)
+    attached([batch, batch])
+    attached.generate([batch, batch], max_new_tokens=2, do_sample=False)
+    with pytest.raises(ValueError, match="was called itself: call the Attached"):
+        backbone(input_ids=batch["input_ids"])
+    with pytest.raises(ValueError, match="was called itself: call the Attached"):
+        backbone.generate(input_ids=batch["input_ids"], max_new_tokens=2)
+    backbone.gradient_checkpointing_enable()  # layers are recomputed behind the call
+    torch.stack([logits.sum() for logits in attached.train()([batch, batch])]).sum().backward()
+    assert all(p.grad is not None for p in attached.run(0).trained().values())
+
+
+@pytest.mark.parametrize("method", [LORA, HeadOnly()])
+@pytest.mark.parametrize("architecture", ALL_ARCHITECTURES)
+def test_the_backbone_itself_is_refused_or_as_it_was(architecture, method, tiny_backbone, tiny_batch):
+    """Also where no run changes anything; with another mask, from which BART's positions follow, of the same shape."""
+    backbone, other = tiny_backbone(architecture), tiny_batch(architecture, 3, 9, seed=1)
+    other["attention_mask"] = other["attention_mask"].flip(1)
+    inputs = {key: value for key, value in other.items() if key != "boundary"}
+    plain = backbone(**inputs)[0]
+    attach(backbone, [method])([tiny_batch(architecture, 3, 9)])
+    with contextlib.suppress(ValueError):
+        torch.testing.assert_close(backbone(**inputs)[0], plain)
+
+
+def test_a_copy_with_the_hooks_of_another_is_refused(tiny_backbone, tiny_batch):
+    backbone = tiny_backbone("bert")
+    lora = Lora(2, 4.0, 0.0, ("query",), "kaiming_uniform")
+    attached = attach(backbone, [lora])
+    with pytest.raises(ValueError, match="is a copy of one that has runs on it"):
+        attach(copy.deepcopy(backbone), [lora])
+    attached.detach()
+    attach(copy.deepcopy(backbone), [lora])
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta_v2"])
+def test_padding_before_the_token_that_a_head_reads_is_refused(architecture, tiny_backbone, tiny_batch):
+    backbone = tiny_backbone(architecture)
+    lora = Lora(2, 4.0, 0.0, ("query",), "kaiming_uniform")
+    attached = attach(backbone, [lora], [lambda: ClassificationHead(backbone.config, 3)])
+    batch = tiny_batch(architecture, 2, 6)
+    batch["attention_mask"] = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    with pytest.raises(ValueError, match=r"run 0 has a head, which reads the first token.*pad them on the right"):
+        attached([batch])
