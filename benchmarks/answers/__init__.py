@@ -56,9 +56,10 @@ def of(
     kind = kind_of(config.model_type)
     if kind.model is None:
         return ClassAnswers(cfg, task, tokenizer, with_token_types=getattr(config, "type_vocab_size", 0) > 1)
+    start = None if kind.decoder_only else int(config.decoder_start_token_id)
     task = dataclasses.replace(task, target_prefix=cfg.task.target_prefix)
     if generation_of(task, cfg.scale) is not None:
-        return TextAnswers(cfg, task, tokenizer, kind.decoder_only, positions)
+        return TextAnswers(cfg, task, tokenizer, start, positions)
     if cfg.in_context is not None:
-        return InContextAnswers(cfg, task, tokenizer, kind.decoder_only)
-    return WordAnswers(cfg, task, tokenizer, kind.decoder_only, own if isinstance(own, WordAnswers) else None)
+        return InContextAnswers(cfg, task, tokenizer, start)
+    return WordAnswers(cfg, task, tokenizer, start, own if isinstance(own, WordAnswers) else None)

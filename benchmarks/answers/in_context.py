@@ -104,10 +104,10 @@ def draw(rows: int, shots: int, seed: int) -> list[int]:
 class InContextAnswers(WordAnswers):
     """A frozen backbone that is told how to answer: the prompt stands before every question."""
 
-    def __init__(self, cfg: RunConfig, task: TaskConfig, tokenizer: PreTrainedTokenizerBase, decoder_only: bool):
-        super().__init__(cfg, task, tokenizer, decoder_only)
+    def __init__(self, cfg: RunConfig, task: TaskConfig, tokenizer: PreTrainedTokenizerBase, decoder_start: int | None):
+        super().__init__(cfg, task, tokenizer, decoder_start)
         assert cfg.in_context is not None
-        self.separator = not decoder_only  # the answer goes on where the prompt stops
+        self.separator = not self.decoder_only  # the answer goes on where the prompt stops
         self.told = InContext(cfg.in_context, self._shots(cfg, cfg.in_context))
 
     def tokenize(self, data: TaskData) -> dict[str, Split]:
@@ -124,7 +124,7 @@ class InContextAnswers(WordAnswers):
         """The examples of the prompt, as (source, target) texts."""
         writer: WordAnswers = self
         if in_context.of is not None:
-            writer = WordAnswers(cfg, in_context.of, self.tokenizer, self.decoder_only)
+            writer = WordAnswers(cfg, in_context.of, self.tokenizer, self.decoder_start)
         data = examples_of(in_context, writer.task, cfg)
         rows, labels = data.texts[writer.task.train_split], data.labels[writer.task.train_split]
         chosen = draw(len(rows), in_context.shots, cfg.seed)

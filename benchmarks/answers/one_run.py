@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from peft_methods.attached import Attached
@@ -18,6 +18,12 @@ from .tokens import Tokens
 
 # Token ids that each run of a pack writes after its batch; None for a run without one.
 Write = Callable[[Attached, list[Batch | None]], list[Tensor | None]]
+
+
+def all_finite(logits: Tensor) -> Tensor:
+    """(...) whether all of (..., V) are finite."""
+    lowest, highest = logits.aminmax(dim=-1)  # of a NaN both are NaN
+    return lowest.isfinite() & highest.isfinite()
 
 
 @dataclass(frozen=True)
@@ -34,11 +40,23 @@ class OneRun:
         assert logits is not None
         return logits
 
-    def generate(self, batch: Batch, write: Write) -> Tensor:
-        """(B, U) token ids that `write` makes the run write after a batch."""
-        written = write(self.attached, self._alone(batch))[self.k]
+    def generate(self, batch: Batch, write: Write) -> tuple[Tensor, np.ndarray]:
+        """(B, U) token ids that `write` makes the run write after a batch, and (B,) whether all logits behind them were
+        finite: an id alone does not show that it was chosen among NaNs."""
+        rows = len(batch["input_ids"])
+        finite = torch.ones(rows, dtype=torch.bool, device=self.accelerator.device)
+
+        def look(module: nn.Module, args: Any, output: Any) -> None:
+            of_hypotheses = all_finite(output.logits[:, -1])  # beam search has several of every row
+            finite.logical_and_(of_hypotheses.view(rows, -1).all(1))
+
+        watching = self.attached.backbone.register_forward_hook(look)
+        try:
+            written = write(self.attached, self._alone(batch))[self.k]
+        finally:
+            watching.remove()
         assert written is not None
-        return written
+        return written, finite.cpu().numpy()
 
     def _alone(self, batch: Batch) -> list[Batch | None]:
         batches: list[Batch | None] = [None] * len(self.attached.runs)

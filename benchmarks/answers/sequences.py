@@ -7,6 +7,7 @@
 N rows of a split, B rows of a batch, T tokens of the longest source, U of the longest target.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 
@@ -18,25 +19,30 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config.schema import TrainerConfig
 from ..tasks.examples import DataError
+from .one_run import all_finite
 from .tokens import Tokens, tokenize_texts
 
 IGNORED = -100  # label where nothing is to be predicted: cross_entropy's default
 
 
 class Sequences:
-    """Texts of one task for one backbone. decoder_only: source and target are one sequence (GPT-2). separator: an end
-    token stands behind a source, too."""
+    """Texts of one task for one backbone. decoder_start: the id that its decoder begins with; None where source and
+    target are one sequence (GPT-2). separator: an end token stands behind a source, too."""
 
     def __init__(
-        self, trainer: TrainerConfig, tokenizer: PreTrainedTokenizerBase, decoder_only: bool, separator: bool = True
+        self,
+        trainer: TrainerConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        decoder_start: int | None,
+        separator: bool = True,
     ):
-        self.trainer, self.tokenizer, self.decoder_only, self.separator = trainer, tokenizer, decoder_only, separator
+        self.trainer, self.tokenizer, self.decoder_start, self.separator = trainer, tokenizer, decoder_start, separator
+        self.decoder_only = decoder_start is None
         self.notes: list[str] = []
         self.end = int(tokenizer.eos_token_id)
         self.pad = int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else self.end
-        # BART begins every text with a token, and its decoder with the end token; T5's decoder begins with padding.
-        self.begin = [] if decoder_only or tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-        self.decoder_start = self.end if self.begin else self.pad
+        # BART begins every text with a token, T5's tokenizer has none.
+        self.begin = [] if self.decoder_only or tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
 
     def pairs(
         self, sources: Sequence[str], targets: Sequence[str], labels: np.ndarray, max_length: int,
@@ -135,9 +141,11 @@ class Sequences:
 
 
 def target_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """(B,) float64: cross-entropy summed over the target tokens of each row, without label smoothing."""
+    """(B,) float64: cross-entropy summed over the target tokens of each row, without label smoothing; NaN where their
+    logits were not finite, those of other tokens included."""
     each = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    return each.view(labels.shape).double().sum(1)
+    unknown = ~all_finite(logits) & (labels != IGNORED)
+    return each.view(labels.shape).double().masked_fill(unknown, math.nan).sum(1)
 
 
 def _separators(sources: Sequence[np.ndarray]) -> Tensor:

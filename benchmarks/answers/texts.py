@@ -28,11 +28,11 @@ class TextAnswers(Sequences):
     """positions: those that the method leaves to the text (None: any)."""
 
     def __init__(
-        self, cfg: RunConfig, task: TaskConfig, tokenizer: PreTrainedTokenizerBase, decoder_only: bool,
+        self, cfg: RunConfig, task: TaskConfig, tokenizer: PreTrainedTokenizerBase, decoder_start: int | None,
         positions: int | None = None,
     ):  # fmt: skip
         generation = generation_as_read(cfg, task)
-        super().__init__(cfg.trainer, tokenizer, decoder_only, generation.separator)
+        super().__init__(cfg.trainer, tokenizer, decoder_start, generation.separator)
         self.task, self.generation, self.decoding, self.positions = task, generation, cfg.decoding, positions
         self.batch_size = cfg.decoding.batch_size
         self.no_answer = ""
@@ -102,21 +102,26 @@ class TextAnswers(Sequences):
         target = self.generation.target.format(text=text)
         return f"{self.task.target_prefix} {target}" if self.task.target_prefix else target
 
-    def predict(self, one: OneRun, split: Split, title: str | None = None) -> Texts:
-        """The loss of the targets, and what the run writes for every source."""
+    def predict(self, one: OneRun, split: Split, title: str | None = None) -> Texts | None:
+        """The loss of the targets, and what the run writes for every source; None where the logits of either were not
+        finite."""
         loss = self.target_loss(one, split.examples)
-        texts, ended = zip(*self.decode(one, split.questions, title), strict=True)
+        if not math.isfinite(loss) or (outputs := self.decode(one, split.questions, title)) is None:
+            return None
+        texts, ended = zip(*outputs, strict=True)
         return Texts([*texts], [*ended], loss)
 
     def validate(self, one: OneRun, split: Split) -> dict[str, float] | None:
         """All metrics, or the loss alone where it is what selects: the metrics of texts need a search, which is then
-        left to the end. None where the loss was not finite."""
+        left to the end. None where the logits were not finite."""
         loss = self.target_loss(one, split.examples)
         if not math.isfinite(loss):
             return None
         if self.task.selection_metric == LOSS:
             return {LOSS: loss}
-        scores = self.metrics([text for text, _ in self.decode(one, split.questions)], split.gold)
+        if (outputs := self.decode(one, split.questions)) is None:
+            return None
+        scores = self.metrics([text for text, _ in outputs], split.gold)
         return {LOSS: loss, **{metric: value for metric, value in scores.items() if value is not None}}
 
     def metrics(self, answers: Iterable[str], gold: Gold) -> dict[str, float | None]:
@@ -135,14 +140,16 @@ class TextAnswers(Sequences):
         summed = np.array(one.by_batches(tokens, self.trainer.eval_batch_size, losses), dtype=np.float64)
         return float(summed.sum() / len(tokens.targets[0]))
 
-    def decode(self, one: OneRun, questions: Tokens, title: str | None = None) -> list[tuple[str, bool]]:
-        """What a run writes for every source, and whether it came to an end. title: of a progress bar."""
+    def decode(self, one: OneRun, questions: Tokens, title: str | None = None) -> list[tuple[str, bool]] | None:
+        """What a run writes for every source, and whether it came to an end; None where its logits were not finite.
+        title: of a progress bar."""
 
-        def answer(rows: np.ndarray) -> list[tuple[str, bool]]:
-            ids = one.generate(self.question_batch(questions, rows), self.write).tolist()
-            return [self._read(each) for each in ids]
+        def answer(rows: np.ndarray) -> list[tuple[str, bool] | None]:
+            written, finite = one.generate(self.question_batch(questions, rows), self.write)
+            return [self._read(ids) if sound else None for ids, sound in zip(written.tolist(), finite, strict=True)]
 
-        return one.by_batches(questions, self.batch_size, answer, title)
+        outputs = one.by_batches(questions, self.batch_size, answer, title)
+        return None if None in outputs else outputs
 
     def write(self, attached: Attached, batches: list[Batch | None]) -> list[Tensor | None]:
         """(B, U) token ids that each run writes after its batch, by beam search."""

@@ -31,10 +31,10 @@ class WordAnswers(Sequences):
     """trained: how the run answers the task that it was trained on, whose labels' words count where this is another."""
 
     def __init__(
-        self, cfg: RunConfig, task: TaskConfig, tokenizer: PreTrainedTokenizerBase, decoder_only: bool,
+        self, cfg: RunConfig, task: TaskConfig, tokenizer: PreTrainedTokenizerBase, decoder_start: int | None,
         trained: "WordAnswers | None" = None,
     ):  # fmt: skip
-        super().__init__(cfg.trainer, tokenizer, decoder_only)
+        super().__init__(cfg.trainer, tokenizer, decoder_start)
         self.task, self.text = task, text_as_read(cfg, task, tokenizer.name_or_path)
         words = [trained.text.labels, self.text.labels] if trained else [self.text.labels]
         self.labels = {word: i for labels in words for i, word in enumerate(labels)}
@@ -120,15 +120,17 @@ class WordAnswers(Sequences):
         return value if low <= value <= high else ILLEGAL
 
     def predict(self, one: OneRun, split: Split, title: str | None = None) -> Labels | None:
-        """What the words mean that the run writes."""
+        """What the words mean that the run writes; None where the logits were not finite."""
 
         def answer(rows: np.ndarray) -> np.ndarray:
-            return self.read(one.generate(self.question_batch(split.questions, rows), self.write))
+            written, finite = one.generate(self.question_batch(split.questions, rows), self.write)
+            return np.where(finite, self.read(written), np.nan)
 
-        return Words(self._labels(one.by_batches(split.questions, self.batch_size, answer)))
+        values = np.array(one.by_batches(split.questions, self.batch_size, answer), dtype=np.float64)
+        return Words(self._labels(values)) if np.isfinite(values).all() else None
 
-    def _labels(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
-        return np.array(values, dtype=np.float64).astype(np.int64 if self.text.labels else np.float32)
+    def _labels(self, values: np.ndarray) -> np.ndarray:
+        return values.astype(np.int64 if self.text.labels else np.float32)
 
     def validate(self, one: OneRun, split: Split) -> dict[str, float] | None:
         """Every metric of the task; None where the model gave no finite numbers."""
@@ -147,6 +149,8 @@ class WordAnswers(Sequences):
         """(B,) labels of the answers (B, U) that were written, up to the end of each; ILLEGAL where there is none."""
         ended = (written == self.end).any(1).tolist()
         rows = [ids[: ids.index(self.end)] if end else [] for ids, end in zip(written.tolist(), ended, strict=True)]
+        first = len(self.begin)  # BART writes <s> first
+        rows = [ids[first:] if ids[:first] == self.begin else ids for ids in rows]
         answers = [self.tokenizer.decode(ids, skip_special_tokens=False) for ids in rows]
         return np.array(
             [self.meaning(answer) for answer in answers], dtype=np.int64 if self.text.labels else np.float64

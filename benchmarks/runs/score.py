@@ -37,18 +37,21 @@ class Scored:
 def score(r: Run, machine: Machine) -> Scored | None:
     """Score the last and the best checkpoint on every split; afterwards the selected one is attached.
 
-    None of a run that diverged.
+    None of a run that diverged, in training or where a checkpoint gives no finite predictions on some split.
     """
     cfg, position, one = r.job.cfg, r.position, OneRun(r.attached, r.k, machine.accelerator)
     if position.diverged is not None:
         return None
 
     def predicted(checkpoint: str) -> dict[str, Predictions]:
-        found = {}
+        found: dict[str, Predictions] = {}
         for name, scored in r.job.scored.items():
             title = f"{cfg.experiment} seed {cfg.seed}: {name}, {checkpoint}" if machine.show_progress else None
-            found[name] = scored.answers.predict(one, scored.split, title)
-        return {name: predictions for name, predictions in found.items() if predictions is not None}
+            if (given := scored.answers.predict(one, scored.split, title)) is None:
+                position.diverged = f"the predictions of the {checkpoint} checkpoint on {name} were not finite"
+                break
+            found[name] = given
+        return found
 
     began = time.perf_counter()
     last = trained_tensors(r.attached, r.k)
@@ -57,6 +60,8 @@ def score(r: Run, machine: Machine) -> Scored | None:
     same = position.best_epoch == r.epoch
     restore_best(r)
     predictions["best"] = predictions["last"] if same else predicted("best")
+    if r.position.diverged is not None:  # `predicted` found it
+        return None
     if cfg.trainer.selection == "last" and not same:
         r.best = last
         restore_best(r)
@@ -89,8 +94,6 @@ def judge(
         for checkpoint, by_split in predictions.items()
     }
     selecting, chosen = cfg.task.validation_splits[0], predictions[cfg.trainer.selection]
-    if selecting not in chosen:
-        raise FloatingPointError(f"the predictions on {selecting} were not finite")
     flags = [flag for split, each in chosen.items() for flag in each.flags(asked[split][0], split == selecting)]
     values = [value for by_split in scores.values() for split in by_split.values() for value, _ in split.values()]
     flags += ["not_scored_without_java"] if None in values else []

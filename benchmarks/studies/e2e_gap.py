@@ -182,4 +182,7 @@ def _decode(pack: Any, machine: Any, decoding: DecodingConfig, title: str) -> li
     asked = pack.jobs[0].scored["test"]
     asked.answers.decoding, asked.answers.batch_size = decoding, decoding.batch_size
     one = OneRun(pack.attached, 0, machine.accelerator)
-    return [text for text, _ in asked.answers.decode(one, asked.split.questions, title)]
+    outputs = asked.answers.decode(one, asked.split.questions, title)
+    if outputs is None:
+        raise ValueError(f"{title}: the logits were not finite, expected a run that did not diverge; make it again")
+    return [text for text, _ in outputs]

@@ -21,7 +21,7 @@ def config(*words: str) -> RunConfig:
 
 def test_a_prefix_stands_before_every_target_and_is_taken_off_again():
     cfg = config("task=super_glue/rte", "task.target_prefix='<extra_id_0>'")
-    writer = WordAnswers(cfg, cfg.task, AutoTokenizer.from_pretrained(MICRO_BACKBONES / "micro_t5_small"), False)
+    writer = WordAnswers(cfg, cfg.task, AutoTokenizer.from_pretrained(MICRO_BACKBONES / "micro_t5_small"), 0)
     assert writer.target(1) == "<extra_id_0> not_entailment"
     assert [writer.meaning(answer) for answer in ("<extra_id_0> not_entailment", "entailment", "<extra_id_0>")] == [
         1, 0, ILLEGAL,

@@ -42,7 +42,7 @@ def config(*words: str) -> Any:
 def writer():
     cfg = config("trainer.loss_reduction=token_mean")
     tokenizer = AutoTokenizer.from_pretrained(MICRO_BACKBONES / "micro_bart")
-    return TextAnswers(cfg, cfg.task, tokenizer, decoder_only=False)
+    return TextAnswers(cfg, cfg.task, tokenizer, decoder_start=2)
 
 
 def test_rouge_is_its_definition():
@@ -158,7 +158,7 @@ def test_a_checkpoints_own_generation_settings_do_not_count(tmp_path):
     model.model.generation_config.update(num_beams=4, no_repeat_ngram_size=3, forced_eos_token_id=2, max_length=7)
     model.model.save_pretrained(tmp_path)
     model.tokenizer.save_pretrained(tmp_path)
-    cfg = config("scale=small", f"backbone_dir={tmp_path}")
+    cfg = config("scale=small", f"backbone_dir={tmp_path}", "backbone.other_shape=true")
     loaded = load_backbone(cfg.backbone, cfg.scale, str(tmp_path), torch.device("cpu"), 0).model.generation_config
     for name in ("num_beams", "no_repeat_ngram_size", "forced_eos_token_id", "max_length"):
         assert getattr(loaded, name) != getattr(model.model.generation_config, name)

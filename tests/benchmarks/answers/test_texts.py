@@ -44,7 +44,7 @@ def toy(tmp_path):
     def build(*words: str) -> tuple[TextAnswers, Tokens]:
         cfg = config(*words)
         tokenizer = AutoTokenizer.from_pretrained(MICRO_BACKBONES / "micro_gpt2")
-        writer = TextAnswers(cfg, cfg.task, tokenizer, decoder_only=True)
+        writer = TextAnswers(cfg, cfg.task, tokenizer, decoder_start=None)
         labels = np.zeros(2, dtype=np.int64)
         return writer, writer.pairs(["the baker", "the soup was"], [" the baker", " the baker was good"], labels, 48)
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
+from peft_bench.answers import of
 from peft_bench.answers.words import WordAnswers
-from peft_bench.backbones.loading import load_backbone
+from peft_bench.backbones.loading import Backbone, load_backbone
 from peft_bench.backbones.location import MICRO_BACKBONES
 from peft_bench.config.compose import compose_run
 from peft_bench.config.schema import RunConfig, TextConfig, text_of
@@ -34,7 +35,7 @@ def config(model_type: str, *words: str) -> RunConfig:
 def writer_of(model_type: str, task: str = "rte", max_length: int = 48) -> WordAnswers:
     cfg = config(model_type, f"task=glue/{task}", f"trainer.max_length={max_length}")
     folder = MICRO_BACKBONES / cfg.scale.backbones[model_type]
-    return WordAnswers(cfg, cfg.task, AutoTokenizer.from_pretrained(folder), model_type == "gpt2")
+    return WordAnswers(cfg, cfg.task, AutoTokenizer.from_pretrained(folder), None if model_type == "gpt2" else 0)
 
 
 def toy(task: str = "rte") -> TaskData:
@@ -154,7 +155,7 @@ def test_bad_text_forms_are_refused(text: TextConfig | None, message: str):
 def test_a_word_of_nothing_is_refused():
     cfg = config("t5", "trainer.max_length=48")
     task = dataclasses.replace(cfg.task, micro_text=TextConfig("{sentence1}", ["good", ""]))
-    writer = WordAnswers(cfg, task, writer_of("t5").tokenizer, False)
+    writer = WordAnswers(cfg, task, writer_of("t5").tokenizer, 0)
     with pytest.raises(DataError, match="makes no token of ''"):
         writer.tokenize(toy())
 
@@ -228,3 +229,29 @@ def test_prompts_prefixes_and_infixes_write(tmp_path: Path):
 def test_a_method_without_anything_to_train_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="HeadOnly trains nothing but a head, and t5_v1_1_small answers in text"):
         run_pack([config("t5", "method=head_only", f"results_dir={tmp_path}")], How(show_progress=False))
+
+
+@pytest.mark.parametrize("start", [1, 2])
+@pytest.mark.parametrize("task", ["glue/sst2", "xsum"])
+def test_a_decoder_begins_in_training_as_its_configuration_says(task: str, start: int):
+    """Also where the tokenizer has a begin token, as RoBERTa's with T5: the loss is transformers' own."""
+    tokenizer = AutoTokenizer.from_pretrained(MICRO_BACKBONES / "micro_bart")
+    ids = {"pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": start}
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **sizes, **ids)).eval()
+    cfg = config("t5", f"task={task}", "decoding=greedy")
+    answers = of(cfg, cfg.task, Backbone(model, tokenizer, "mine", "mine", False, "0"))
+    tokens = answers.tokenize(load_task(cfg.task, cfg.scale, None))["validation"].examples
+    batch = answers.training_batch(tokens, np.arange(3))
+    assert batch["decoder_input_ids"][:, 0].tolist() == [start] * 3
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        logits = model(**batch).logits
+        theirs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+    ours = answers.loss(logits, labels) / answers.weight(tokens, np.arange(3))
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    if isinstance(answers, WordAnswers):  # a label is read behind the begin token
+        assert (labels[:, 0] == tokenizer.bos_token_id).all()
+        assert answers.read(labels).tolist() == tokens.labels[:3].tolist()
