@@ -186,15 +186,20 @@ def _step(model: nn.Module, attached: Attached, active: list[Run], accelerator: 
     chunks = {run.k: list(_micro_batches(rows[run.k], run.job.cfg.trainer.micro_batch_size, world)) for run in active}
     weights = {run.k: run.job.answers.weight(run.job.training, rows[run.k]) for run in active}
     losses = {run.k: torch.zeros((), device=accelerator.device, dtype=torch.float64) for run in active}
+    tokens = dict.fromkeys(rows, 0)
     extras: dict[int, Tensor] = {}
     for i in range(max(len(c) for c in chunks.values())):
         batches: list[Batch | None] = [None] * len(attached.runs)
         labels: dict[int, Tensor] = {}
+        counted: dict[int, bool] = {}
         for run in active:
             if i >= len(chunks[run.k]):
                 continue
-            batch = run.job.answers.training_batch(run.job.training, chunks[run.k][i][rank::world])
-            run.position.tokens += int(batch["attention_mask"].sum())
+            # Every process joins in every pass: one that a small piece leaves without rows repeats one, for nothing.
+            own = chunks[run.k][i][rank::world]
+            counted[run.k] = len(own) > 0
+            batch = run.job.answers.training_batch(run.job.training, own if len(own) else chunks[run.k][i][:1])
+            tokens[run.k] += int(batch["attention_mask"].sum()) * counted[run.k]
             batch = send_to_device(batch, accelerator.device)
             labels[run.k] = batch.pop("labels")
             batches[run.k] = batch
@@ -205,7 +210,7 @@ def _step(model: nn.Module, attached: Attached, active: list[Run], accelerator: 
         total: Tensor | None = None
         for run in active:
             if run.k in labels:
-                loss = run.job.answers.loss(logits[run.k], labels[run.k])
+                loss = run.job.answers.loss(logits[run.k], labels[run.k]) * counted[run.k]
                 losses[run.k] += loss.detach()
                 # Data-parallel processes average their gradients: times world makes the average a sum.
                 share = loss * (world / weights[run.k])
@@ -215,8 +220,12 @@ def _step(model: nn.Module, attached: Attached, active: list[Run], accelerator: 
                     total = total + extra
         accelerator.backward(total)
     for run in active:
-        loss = losses[run.k] if world == 1 else accelerator.reduce(losses[run.k], "sum")
-        run.update(loss / weights[run.k] + extras.get(run.k, 0.0))
+        if world > 1:
+            sums = torch.stack([losses[run.k], losses[run.k].new_tensor(tokens[run.k])])
+            losses[run.k], read = accelerator.reduce(sums, "sum")
+            tokens[run.k] = int(read)
+        run.position.tokens += tokens[run.k]
+        run.update(losses[run.k] / weights[run.k] + extras.get(run.k, 0.0))
 
 
 def data_order(lengths: np.ndarray, cfg: RunConfig, epoch: int) -> np.ndarray:

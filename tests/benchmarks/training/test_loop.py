@@ -266,7 +266,12 @@ def test_only_matrices_decay(toy_config):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "expected"), [("linear", [0, 0.5, 1, 0.75, 0.5, 0.25]), ("constant", [0, 0.5, 1, 1, 1, 1])]
+    ("schedule", "expected"),
+    [
+        ("linear", [0, 0.5, 1, 0.75, 0.5, 0.25]),
+        ("constant", [0, 0.5, 1, 1, 1, 1]),
+        ("bert_linear", [0, 0.5, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+    ],
 )
 def test_schedules(toy_config, schedule, expected):
     cfg = toy_config(schedule=schedule, warmup_ratio=1 / 3, learning_rate=1.0).trainer
@@ -278,6 +283,21 @@ def test_schedules(toy_config, schedule, expected):
         optimizer.step()
         scheduler.step()
     assert rates == pytest.approx(expected)
+
+
+def test_bert_linear_is_the_released_schedule(toy_config):
+    """optimization.py: tf.train.polynomial_decay to 0 over all steps, step / warm-up while step < warm-up."""
+    total, rate = 1003, 3e-4
+    cfg = toy_config(schedule="bert_linear", warmup_ratio=0.1, learning_rate=rate).trainer
+    optimizer = make_optimizer([ParameterGroup({"w": torch.nn.Parameter(torch.zeros(2, 2))})], cfg)
+    scheduler = make_schedule(optimizer, cfg, total)
+    for step in range(total):
+        decayed = (rate - 0.0) * (1 - step / total) ** 1.0 + 0.0
+        is_warmup = float(step < int(total * 0.1))
+        expected = (1.0 - is_warmup) * decayed + is_warmup * rate * step / int(total * 0.1)
+        assert scheduler.get_last_lr()[0] == pytest.approx(expected, rel=1e-12)
+        optimizer.step()
+        scheduler.step()
 
 
 def test_data_order(toy_config, toy_split):
@@ -310,3 +330,40 @@ def test_golden_loss_curves(toy_pack, accelerator):
     runs = train(attached, jobs, accelerator)
     for (name, _), run in zip(MIXED, runs, strict=True):
         assert [point["train_loss"] for point in run.position.history] == pytest.approx(GOLDEN[name], rel=1e-6)
+
+
+WRITTEN: list[tuple[str, dict[str, Any]]] = [
+    ("lora", {"seed": 1, "micro_batch_size": 3, "max_grad_norm": 3.0, "eps": 1e-3, "learning_rate": 1e-2}),
+    ("lora", {"seed": 2, "loss_reduction": "example_sum", "max_grad_norm": 3.0, "eps": 1e-3, "learning_rate": 1e-2}),
+    ("prompt", {"seed": 3, "micro_batch_size": 3, "optimizer": "adafactor", "learning_rate": 1e-1}),
+    ("prompt", {"seed": 4, "loss_reduction": "example_sum", "label_smoothing": 0.1, "z_loss": 1e-4}),
+]
+# Likewise, of tokens to be written: WRITTEN on an encoder-decoder of each kind and on a decoder.
+GOLDEN_WRITTEN: dict[str, list[list[float]]] = {
+    "t5_gated": [
+        [4.55951701, 4.532987392, 4.596387601],
+        [29.32473791, 29.03955397, 28.86281104],
+        [4.600699145, 4.567628875, 4.541673386],
+        [26.43962293, 25.8964513, 25.89130994],
+    ],
+    "bart": [
+        [4.40680081, 4.357782835, 4.321769625],
+        [32.38113394, 31.45036393, 30.84492048],
+        [4.35040173, 4.296872225, 4.271188572],
+        [29.93448523, 30.15160631, 29.92189255],
+    ],
+    "gpt2": [
+        [4.524975194, 4.482691626, 4.370432969],
+        [28.75268623, 27.93819952, 27.76741564],
+        [4.251481919, 4.1980081, 4.153658901],
+        [25.20701065, 24.94635396, 25.00445951],
+    ],
+}
+
+
+@pytest.mark.parametrize("architecture", GOLDEN_WRITTEN)
+def test_golden_loss_curves_of_texts(toy_texts, accelerator, architecture):
+    attached, jobs = toy_texts(architecture, WRITTEN)
+    runs = train(attached, jobs, accelerator)
+    for run, golden in zip(runs, GOLDEN_WRITTEN[architecture], strict=True):
+        assert [point["train_loss"] for point in run.position.history] == pytest.approx(golden, rel=1e-6)
