@@ -14,6 +14,9 @@ from ..config.schema import BackboneConfig, ScaleConfig
 
 MICRO_BACKBONES = Path(__file__).resolve().parents[1] / "micro" / "backbones"
 _FILES = ["model*.safetensors*", "*.json", "*.txt", "*.model"]  # of a checkpoint on the hub: weights, shapes, tokenizer
+_BESIDE_WEIGHTS = ("config.json", "*token*.json", "vocab*", "merges.txt", "*.model")  # what else a run reads of it
+_POINTER = b"version https://git-lfs"  # how a file begins that Git LFS has not fetched
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "*.model")  # each alone; or vocab.json with merges.txt
 
 
 class BackboneError(ValueError):
@@ -40,16 +43,16 @@ def folder_of(backbone: BackboneConfig, scale: ScaleConfig, backbone_dir: str | 
     )
 
 
-def weights_of(backbone: BackboneConfig, scale: ScaleConfig, backbone_dir: str | None) -> str | None:
-    """SHA-256 of the published weights a run starts from, for its identity; fetches them where they are not there yet.
+def digests_of(backbone: BackboneConfig, scale: ScaleConfig, backbone_dir: str | None) -> dict[str, str]:
+    """What a run starts from, for its identity; fetches it where it is not there yet.
 
-    None where a shipped backbone stands in (it has an identity of its own), "random" for pretrained=false.
+    weights: SHA-256 of the published ones, "random" for pretrained=false. files: SHA-256 of configuration and
+    tokenizer. Empty where a shipped backbone stands in (it has an identity of its own).
     """
     if stand_in(backbone, scale):
-        return None
-    if not backbone.pretrained:
-        return "random"
-    return weights_digest(_published_folder(backbone.name, backbone.hub_id, backbone.revision, backbone_dir))
+        return {}
+    folder = _published_folder(backbone.name, backbone.hub_id, backbone.revision, backbone_dir)
+    return {"weights": weights_digest(folder) if backbone.pretrained else "random", "files": files_digest(folder)}
 
 
 @functools.lru_cache(maxsize=8)  # gigabytes, read once per process
@@ -60,6 +63,11 @@ def weights_digest(folder: Path) -> str:
     return _digest(files)
 
 
+def files_digest(folder: Path) -> str:
+    """SHA-256 of what a run reads of a checkpoint beside its weights, names included."""
+    return _digest_of(tuple((path, path.stat().st_mtime_ns) for path in _beside_weights(folder)), named=True)
+
+
 def shipped_digest(folder: Path) -> str:
     """SHA-256 of all that a run reads of a shipped backbone: weights, configuration and tokenizer."""
     files = sorted(path for path in folder.iterdir() if path.name != "pretraining.json")
@@ -67,14 +75,16 @@ def shipped_digest(folder: Path) -> str:
 
 
 @functools.lru_cache(maxsize=32)
-def _digest_of(files: tuple[tuple[Path, int], ...]) -> str:
+def _digest_of(files: tuple[tuple[Path, int], ...], named: bool = False) -> str:
     """Once per process; a file that was touched is read again."""
-    return _digest([path for path, _ in files])
+    return _digest([path for path, _ in files], named)
 
 
-def _digest(files: list[Path]) -> str:
+def _digest(files: list[Path], named: bool = False) -> str:
     digest = hashlib.sha256()
     for file in files:
+        if named:
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
         with open(file, "rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
@@ -86,7 +96,9 @@ def _published_folder(name: str, hub_id: str, revision: str, backbone_dir: str |
     """Where a checkpoint lies on this machine; downloaded, if it is neither in backbone_dir nor in the hub's cache."""
     if backbone_dir is None:
         try:
-            return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_FILES))
+            return _checked(Path(snapshot_download(hub_id, revision=revision, allow_patterns=_FILES)))
+        except BackboneError:
+            raise
         except (OSError, ValueError) as error:  # the hub's errors are OSErrors, those about names ValueErrors
             raise BackboneError(
                 f"cannot load the backbone {hub_id!r} from the hub (offline? set backbone_dir=... to a local copy): "
@@ -95,8 +107,27 @@ def _published_folder(name: str, hub_id: str, revision: str, backbone_dir: str |
     root = Path(backbone_dir).expanduser()
     for folder in (root, root / hub_id):
         if (folder / "config.json").is_file():
-            return folder
+            return _checked(folder)
     raise BackboneError(
         f"backbone_dir={backbone_dir} holds no checkpoint of {name}: expected config.json there or in "
         f"{hub_id}/ below it; change backbone_dir, or leave it out to load from the hub"
     )
+
+
+def _checked(folder: Path) -> Path:
+    """The folder of a checkpoint, if a tokenizer can be made of it: transformers would make one without any words."""
+    for path in _beside_weights(folder):
+        with open(path, "rb") as stream:
+            if stream.read(len(_POINTER)) == _POINTER:
+                raise BackboneError(f"{path} is a Git LFS pointer, expected the file itself: run `git lfs pull` there")
+    byte_level = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+    if not byte_level and not any(path.is_file() for name in _VOCABULARIES for path in folder.glob(name)):
+        raise BackboneError(
+            f"{folder} holds no vocabulary: expected tokenizer.json, vocab.txt, vocab.json with merges.txt, or a "
+            "*.model of SentencePiece; copy the tokenizer's files beside config.json"
+        )
+    return folder
+
+
+def _beside_weights(folder: Path) -> list[Path]:
+    return sorted({path for name in _BESIDE_WEIGHTS for path in folder.glob(name) if path.is_file()})

@@ -76,7 +76,7 @@ def load_pretrained(folder: Path) -> PreTrainedModel:
         "bart": BartForConditionalGeneration,
     }
     model = classes[model_type].from_pretrained(folder, local_files_only=True)
-    untie_output_layer(model)
+    untie_output_layer(model, model.get_input_embeddings().weight)
     return model
 
 

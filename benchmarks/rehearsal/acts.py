@@ -107,9 +107,11 @@ def compose_act(act: Act, folder: Path) -> list[RunConfig]:
             if cfg.trainer.eval_max_length == 0:  # 64 heads over all of a long text take a second
                 cfg.trainer.eval_max_length = 128
             unpublished = "" if cfg.backbone.hub_id else f"_{cfg.backbone.name}"  # in backbone_dir itself: its own one
+            cfg.backbone.other_shape = True
             cfg.backbone_dir = str(folder / "backbones" / f"layers_{layers_of(cfg)}{unpublished}")
         if cfg.init_from is not None:
-            cfg.init_from = dataclasses.replace(cfg.init_from, seeds=[cfg.seed], overrides=short)
+            shape = [] if scale == "micro" else ["backbone.other_shape=true"]
+            cfg.init_from = dataclasses.replace(cfg.init_from, seeds=[cfg.seed], overrides=[*short, *shape])
     return cfgs
 
 

@@ -9,7 +9,7 @@ Where things lie, how they are tracked and on what device they run is recorded e
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..backbones.location import shipped_digest, stand_in
@@ -18,6 +18,7 @@ from ..config.schema import RunConfig, is_control
 from ..config.science import scientific
 
 LOOP_VERSION = 1
+NONE_READ: Mapping[str, str] = {}  # the digests of a shipped backbone, or of none
 
 
 def scientific_config(cfg: RunConfig) -> dict[str, Any]:
@@ -29,10 +30,12 @@ def scientific_config(cfg: RunConfig) -> dict[str, Any]:
     return part
 
 
-def identity(cfg: RunConfig, data_sha256: str, parents: Sequence[str], weights: str | None = None) -> dict[str, Any]:
+def identity(
+    cfg: RunConfig, data_sha256: str, parents: Sequence[str], digests: Mapping[str, str] = NONE_READ
+) -> dict[str, Any]:
     """Everything the run id is a hash of; stored in the record.
 
-    weights: sha256 of the backbone's weights where no shipped backbone stands in (see `weights_of`).
+    digests: of the backbone's weights and files where no shipped backbone stands in (see `digests_of`).
     """
     versions: dict[str, Any] = {
         "loop": LOOP_VERSION,
@@ -42,13 +45,13 @@ def identity(cfg: RunConfig, data_sha256: str, parents: Sequence[str], weights: 
     for others in ("transfer", "mixture"):
         if tasks := getattr(cfg, others):
             versions[others] = {name: task.version for name, task in tasks.items()}
-    made = {
+    return {
         "config": scientific_config(cfg),
         "data": data_sha256,
         "versions": versions,
         "parents": list(parents),
+        **digests,
     }
-    return made if weights is None else made | {"weights": weights}
 
 
 def run_id(identity: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..backbones.location import weights_of
+from ..backbones.location import digests_of
 from ..config.departures import departures, unused_decoding
 from ..config.schema import RunConfig, is_control
 from ..records.places import TRAINED
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class Prepared:
-    """A run that has passed every check. weights: sha256 of a backbone that is not shipped (see `weights_of`).
+    """A run that has passed every check. digests: of a backbone that is not shipped (see `digests_of`).
 
     candidates: of which it starts from one (`init_from`). identity, run_id: there once it is known from which.
     departures: from what its experiment says.
@@ -30,7 +30,7 @@ class Prepared:
 
     cfg: RunConfig
     data_sha256: str
-    weights: str | None
+    digests: dict[str, str]
     candidates: "tuple[Prepared, ...]" = ()
     parent: "Prepared | None" = None
     identity: dict[str, Any] = dataclasses.field(init=False)
@@ -42,7 +42,7 @@ class Prepared:
         if parent is None or parent is not self.parent:
             self.parent = parent
             parents = [] if parent is None else [parent.run_id]
-            self.identity = identity(self.cfg, self.data_sha256, parents, self.weights)
+            self.identity = identity(self.cfg, self.data_sha256, parents, self.digests)
             self.run_id = run_id(self.identity)
 
     @property
@@ -68,8 +68,8 @@ def prepare(cfg: RunConfig) -> Prepared:
     """
     check_config(cfg)
     data = load_run_data(cfg)
-    weights = None if is_control(cfg) else weights_of(cfg.backbone, cfg.scale, cfg.backbone_dir)
-    p = Prepared(cfg, data.sha256, weights)
+    digests = {} if is_control(cfg) else digests_of(cfg.backbone, cfg.scale, cfg.backbone_dir)
+    p = Prepared(cfg, data.sha256, digests)
     if cfg.init_from is None:
         p.start_from(None)
     return p

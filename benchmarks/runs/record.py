@@ -149,8 +149,10 @@ _COST = {
 
 @functools.cache
 def _git() -> tuple[str | None, bool | None]:
-    """Commit and whether the tree differs from it; None outside a checkout. Read once: the code in memory is of now."""
-    root = Path(__file__).resolve().parent
+    """Commit of the repository that holds this code and whether the code differs from it; None where none does: an
+    installed package, an archive within another project. Read once: the code in memory is of now."""
+    package = Path(__file__).resolve().parents[1]
+    root = package.parent
 
     def git(*words: str) -> str | None:
         try:
@@ -159,8 +161,8 @@ def _git() -> tuple[str | None, bool | None]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    commit, changes = (
-        git("rev-parse", "HEAD"),
-        git("status", "--porcelain", "--", ":/peft_methods", ":/benchmarks", ":/conf"),
-    )
+    code = [package.name, *(name for name in ("peft_methods", "conf") if (root / name).is_dir())]
+    if git("ls-files", "--error-unmatch", "--", *code) is None:
+        return None, None
+    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", *code)
     return commit, None if changes is None else bool(changes)

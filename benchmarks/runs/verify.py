@@ -16,6 +16,7 @@ from typing import Any
 
 from ..config.recorded import run_config
 from ..config.schema import TrackingConfig
+from ..records.files import files_below
 from ..records.places import RECORDS, TRAINED
 from ..records.schema import Record, RecordError
 from ..records.store import predictions_path, read_record, record_path
@@ -69,7 +70,8 @@ def find(results: Path, name: str) -> Path:
             f"{name}: expected a run id, or its beginning, as in the records' file names; give its folder "
             "with --results"
         )
-    found = sorted(path for path in (results / RECORDS).rglob(f"{name}*.json") if path.name.count(".") == 1)
+    files = (path for path in files_below(results / RECORDS) if path.name.startswith(name))
+    found = sorted(path for path in files if path.suffix == ".json" and path.name.count(".") == 1)
     if len(found) != 1:
         raise ValueError(
             f"{name}: {len(found)} finished records in {results / RECORDS} begin with it, expected one; give a run id "

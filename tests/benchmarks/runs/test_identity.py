@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from peft_bench.backbones import location
-from peft_bench.backbones.location import MICRO_BACKBONES, BackboneError, weights_digest, weights_of
+from peft_bench.backbones.location import MICRO_BACKBONES, BackboneError, digests_of, weights_digest
 from peft_bench.config import recorded
 from peft_bench.config.compose import choices, compose_run, method_choice, method_class, task_choice
 from peft_bench.config.recorded import as_recorded, run_config
@@ -45,7 +45,7 @@ def test_places_tracking_and_devices_do_not_count(base, override):
     [
         "seed=1", "task=glue/cola", "method.rank=3", "trainer.learning_rate=1e-3", "trainer.batch_size=5",
         "trainer.group_by_length=true", "trainer.selection=last", "backbone.pretrained=false", "settings=script",
-        "trainer.max_steps=7", "scale=paper", "trainer.regression_bias=zero",
+        "trainer.max_steps=7", "scale=paper", "trainer.regression_bias=zero", "backbone.dtype=bfloat16",
     ],
 )  # fmt: skip
 def test_science_counts(base, override):
@@ -94,29 +94,36 @@ def test_committed_micro_runs_are_still_found(experiment):
     assert record["run_id"] in map(run_id, made)
 
 
-def test_the_weights_count_wherever_they_lie(tmp_path):
+def test_weights_configuration_and_tokenizer_count_wherever_they_lie(tmp_path):
     """Where nothing shipped stands in, another checkpoint under the same name is another run."""
     cfg = compose_run(["experiment=small/minilm_lora", "task=glue/mrpc", "scale=small"])
     for name, byte in (("one", b"1"), ("moved", b"1"), ("other", b"2")):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
+        for file in ("config.json", "tokenizer.json"):
+            (tmp_path / name / file).write_text("{}")
         (tmp_path / name / "model.safetensors").write_bytes(byte)
 
-    def weights(folder):
-        return weights_of(cfg.backbone, cfg.scale, str(tmp_path / folder))
+    def digests(folder):
+        return digests_of(cfg.backbone, cfg.scale, str(tmp_path / folder))
 
-    assert weights("one") == weights("moved") != weights("other")
-    ids = {name: run_id(identity(cfg, "d", [], weights(name))) for name in ("one", "moved", "other")}
+    assert digests("one") == digests("moved") != digests("other")
+    ids = {name: run_id(identity(cfg, "d", [], digests(name))) for name in ("one", "moved", "other")}
     assert ids["one"] == ids["moved"] != ids["other"]
+    seen = {ids["one"]}
+    for name, number in (("tokenizer.json", 1), ("config.json", 2), ("vocab.txt", 3), ("README.md", 3)):
+        (tmp_path / "moved" / name).write_text("changed")
+        seen.add(run_id(identity(cfg, "d", [], digests("moved"))))
+        assert len(seen) == 1 + number, name
     random = dataclasses.replace(cfg.backbone, pretrained=False)
-    assert weights_of(random, cfg.scale, str(tmp_path / "nowhere")) == "random"
-    assert weights_of(cfg.backbone, compose_run(["scale=micro"]).scale, None) is None
+    of_random = digests_of(random, cfg.scale, str(tmp_path / "one"))
+    assert of_random == {"weights": "random", "files": digests("one")["files"]}
+    assert digests_of(cfg.backbone, compose_run(["scale=micro"]).scale, None) == {}
     with pytest.raises(BackboneError, match="holds no checkpoint of minilm_l6"):
-        weights("nowhere")
+        digests("nowhere")
     (tmp_path / "one" / "model.safetensors").rename(tmp_path / "one" / "pytorch_model.bin")
     weights_digest.cache_clear()
     with pytest.raises(BackboneError, match=r"holds no \*\.safetensors"):
-        weights("one")
+        digests("one")
 
 
 def test_a_shipped_backbones_configuration_counts(base, tmp_path, monkeypatch):

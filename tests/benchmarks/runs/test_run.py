@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from peft_bench.backbones import location
+from peft_bench.cli import INTERRUPTED
 from peft_bench.config.compose import compose_run
 from peft_bench.config.init_from import command
 from peft_bench.config.schema import RunConfig, TrackingConfig
@@ -133,8 +134,15 @@ def test_a_checkpoint_that_lacks_tensors_is_refused(short, tmp_path, monkeypatch
 
 
 def test_two_data_parallel_processes_train_what_one_does(short, tmp_path):
-    """Over gloo on the CPU; of an odd batch, one process has four rows and the other three."""
-    overrides = [LORA, "task=glue/sst2", "trainer.batch_size=7", "trainer.max_steps=4", "device=cpu"]
+    """Over gloo on the CPU. Of seven rows in pieces of at most three a process, one has four and the other three, none
+    in the last piece; one scores all of a split. With a large eps the steps are as large as the gradients."""
+    sizes = [
+        "trainer.batch_size=7",
+        "trainer.micro_batch_size=3",
+        "trainer.max_steps=4",
+        "trainer.eval_batch_size=5000",
+    ]
+    overrides = [LORA, "task=glue/sst2", *sizes, "trainer.eps=1", "trainer.learning_rate=1", "device=cpu"]
     alone = short(*overrides)
     outcome = run(alone)
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "peft_bench", "run"]
@@ -150,7 +158,11 @@ def test_two_data_parallel_processes_train_what_one_does(short, tmp_path):
     assert one.keys() == two.keys()
     for key, tensor in one.items():
         torch.testing.assert_close(two[key], tensor, rtol=1e-4, atol=1e-6)
-    assert [s["score"] for s in record["scores"]] == [s["score"] for s in record_of(alone, outcome)["scores"]]
+    expected = record_of(alone, outcome)
+    assert [s["score"] for s in record["scores"]] == [s["score"] for s in expected["scores"]]
+    losses = [[point["train_loss"] for point in each["history"]] for each in (record, expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert record["cost"]["train_tokens"] == expected["cost"]["train_tokens"]
 
 
 def test_what_cannot_share_a_pack_is_refused(short):
@@ -470,7 +482,7 @@ def test_an_interrupted_sweep_says_so_in_one_line(tmp_path):
     os.killpg(sweep.pid, signal.SIGINT)  # as Ctrl-C in a terminal
     _, errors = sweep.communicate(timeout=60)
     assert sweep.returncode == 130
-    assert errors.splitlines()[-1] == "interrupted; the same command continues where it stopped"
+    assert errors.splitlines()[-1] == INTERRUPTED
     assert "Traceback" not in errors
 
 
