@@ -7,6 +7,7 @@ what trains the backbone in place, or has a module where packs do not work (docs
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from ..backbones.loading import empty_backbone
 from ..backbones.location import folder_of
 from ..config.compose import build_method
 from ..config.kinds import writes_text
-from ..config.schema import RunConfig, is_control
+from ..config.schema import RunConfig, generation_of, is_control
 
 CPU_PACK, GPU_PACK = 4, 16  # the most runs of a pack where memory allows; docs/runs.md: what they gain
 _MEMORY_SHARE = 0.6  # of what a process may use, for what a pack is estimated to need
@@ -32,6 +33,10 @@ _COPIES = 6  # of a trained parameter: itself, its gradient, two moments, the be
 # Bytes of activations kept per token, layer and unit of width, for a backward pass: 34 with 16-bit numbers
 # (Korthikanti et al. 2022, section 4.1, attention scores apart), twice that in float32.
 _ACTIVATIONS = 68
+# Likewise per score of an attention that is written out, because it drops weights or has no attention function: 9 to 12
+# were measured in float32, 7 to 8 with 16-bit numbers.
+_SCORES, _SHORT_SCORES = 12, 8
+_LABEL_TOKENS = 16  # of a label in words, at most
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,21 @@ class Pack:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a run's method needs on its backbone. Numbers of parameters; why: what makes it go alone."""
+    """What a run's method needs on its backbone. Numbers of parameters; why: what makes it go alone.
+
+    attention_dropout: the rate at which it drops attention weights. attentions: of its heads, all layers together, how
+    many have queries and keys from which tokens, ("target", "input") in a cross-attention; written_out: these keep
+    their scores for the backward pass even where nothing is dropped.
+    """
 
     trained: int
     stored: int
     backbone: int
     layers: int
     width: int
+    attention_dropout: float
+    attentions: Counter[tuple[str, str]]
+    written_out: bool
     why: str
 
 
@@ -101,18 +114,39 @@ def _footprint(folder: Path, pooler: bool, method: str, labels: int) -> Footprin
     try:
         counts, why = count_parameters(attached), why_alone(attached) or ""
         width, layers = model.config.hidden_size, sum(attached.sites.depths.values())
-        return Footprint(counts.method + counts.head, counts.stored, counts.backbone, layers, width, why)
+        dropout = getattr(model.config, attached.sites.architecture.attention_dropout)
+        heads, attentions = model.config.num_attention_heads, Counter[tuple[str, str]]()
+        for site in attached.sites.all:
+            if site.kind == "attention":
+                attentions[site.tokens, "input" if site.role == "cross_kv" else site.tokens] += heads
+        written_out = not attentions
+        attentions = attentions or Counter({("input", "input"): heads * layers})
+        parameters = counts.method + counts.head, counts.stored, counts.backbone
+        return Footprint(*parameters, layers, width, dropout, attentions, written_out, why)
     finally:
         attached.detach()
 
 
 def memory_bytes(cfg: RunConfig, runs: int = 1) -> int:
-    """An estimate of what `runs` such runs need in one process, the backbone included; attention scores left out."""
+    """An estimate of what `runs` such runs need in one process, the backbone included."""
     found, trainer = footprint(cfg), cfg.trainer
-    tokens = (trainer.micro_batch_size or trainer.batch_size) * trainer.max_length
-    activations = tokens * found.layers * found.width * _ACTIVATIONS // (1 if trainer.precision == "fp32" else 2)
-    each = found.trained * _BYTES["float32"] * _COPIES + activations
+    short = trainer.precision == "bf16" or cfg.backbone.dtype == "bfloat16"
+    rows = trainer.micro_batch_size or trainer.batch_size
+    activations = rows * trainer.max_length * found.layers * found.width * _ACTIVATIONS // (2 if short else 1)
+    scores = rows * _scores(cfg, found) * (_SHORT_SCORES if short else _SCORES)
+    each = found.trained * _BYTES["float32"] * _COPIES + activations + scores
     return found.backbone * _BYTES[cfg.backbone.dtype] + runs * each
+
+
+def _scores(cfg: RunConfig, found: Footprint) -> int:
+    """Attention scores of one example that are kept for a backward pass; recomputed layers keep one at a time."""
+    trainer, generation = cfg.trainer, generation_of(cfg.task, cfg.scale)
+    if not found.written_out and (found.attention_dropout == 0.0 or trainer.backbone_dropout == 0):
+        return 0
+    target = _LABEL_TOKENS if generation is None else generation.target_tokens or trainer.max_length
+    tokens = {"input": trainer.max_length, "target": target}
+    scores = sum(heads * tokens[queries] * tokens[keys] for (queries, keys), heads in found.attentions.items())
+    return scores // found.layers if trainer.gradient_checkpointing else scores
 
 
 def uses_gpu(cfg: RunConfig) -> bool:
