@@ -1,5 +1,6 @@
 """The command `peft-bench` (also `python -m peft_bench`): one verb per stage. Errors become its exit status."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -53,6 +54,10 @@ VERBS = {
 NOTES = """\
 Scales: micro (default: no network, no account, no GPU), small, paper. A record is one JSON file per run under
 results/records/; a run whose record exists is left out. Bad input exits with 2, a failed run with 1."""
+INTERRUPTED = (
+    "interrupted; finished runs stay, the same command goes on with the others at their last checkpoint (every "
+    "checkpoint_seconds), without one at step 0"
+)
 MULTIRUN = "sweeps.command:multirun"  # of `peft-bench run -m`
 
 
@@ -66,6 +71,9 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Dispatch to the verb; returns the exit status: 0, 1 (a run failed) or 2 (bad input)."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal or file that is not UTF-8 gets a question mark, not an end
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
@@ -92,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         sentence = explain(error)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130
     print(f"peft-bench {verb}: {sentence}", file=sys.stderr)
     return 2

@@ -1,10 +1,13 @@
 """One table of verbs: what the help prints, and what is called."""
 
 import inspect
+import io
+import sys
 from importlib import import_module
 
 import pytest
 
+from peft_bench import cli
 from peft_bench.cli import MULTIRUN, VERBS, main, usage
 
 
@@ -54,3 +57,25 @@ def test_bad_input_exits_with_2_and_one_sentence(
     error = capsys.readouterr().err
     assert error.startswith(message)
     assert error.count("\n") == 1
+
+
+def test_a_terminal_that_is_not_utf_8_gets_question_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", written)
+    monkeypatch.setattr(cli, "_function", lambda verb, words: lambda words: print("32.3ᶜ ± 1") or 0)
+    assert cli.main(["report"]) == 0
+    written.seek(0)
+    assert written.read() == "32.3? ? 1\n"
+
+
+def test_an_interrupted_run_is_not_said_to_go_on_where_it_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing was written where no checkpoint was due."""
+
+    def interrupted(words: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_function", lambda verb, words: interrupted)
+    assert cli.main(["run"]) == 130
+    assert "at their last checkpoint (every checkpoint_seconds), without one at step 0" in capsys.readouterr().err
