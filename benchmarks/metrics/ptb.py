@@ -85,7 +85,7 @@ def ptb_tokenize(texts: Sequence[str]) -> list[str]:
 
 def plain_tokens(text: str) -> str | None:
     """The tokens of a text that the rules above cover, or None."""
-    text = text.replace("\n", " ").lower().replace("&amp;", "&")
+    text = on_one_line(text).lower().replace("&amp;", "&")
     if _UNUSUAL.search(text):
         return None
     tokens: list[str] = []
@@ -100,16 +100,21 @@ def plain_tokens(text: str) -> str | None:
     return " ".join(token for token in tokens if token not in PUNCTUATION)
 
 
+def on_one_line(text: str) -> str:
+    """A text without what Stanford's program takes for the end of a line (CR, VT, FF, U+2028, ...)."""
+    return " ".join(text.splitlines())
+
+
 def java_tokens(texts: Sequence[str]) -> list[str]:
     """The same by Stanford's program, whatever the texts hold. Half a second and more for its start."""
     with tempfile.TemporaryDirectory(prefix="peft-bench-ptb-") as folder:
         file = Path(folder) / "texts"
-        file.write_text("".join(text.replace("\n", " ") + "\n" for text in texts), encoding="utf-8")
+        file.write_text("".join(f"{on_one_line(text)}\n" for text in texts), encoding="utf-8")
         words = [java(), "-Dfile.encoding=UTF-8", "-cp", str(coco_folder() / JAR)]
         words += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
         done = subprocess.run([*words, str(file)], capture_output=True, encoding="utf-8", check=False)
-    lines = done.stdout.split("\n")[: len(texts)]
-    if done.returncode or len(lines) < len(texts):
+    lines = done.stdout.removesuffix("\n").split("\n")
+    if done.returncode or len(lines) != len(texts):
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RuntimeError(f"Stanford's PTBTokenizer gave {len(lines)} lines for {len(texts)} texts: {reason}")
     return [" ".join(w for w in line.split() if w not in PUNCTUATION) for line in lines]

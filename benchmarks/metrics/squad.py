@@ -4,6 +4,8 @@ squad_em, squad_f1   best over the accepted answers, lower case, no articles, no
 wsc_accuracy         does the answer name the referent, and is it the right one?               0 … 1   written out
 """
 
+import re
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,7 +56,16 @@ def _squad(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> dict[
         for i, texts in enumerate(references)
     ]
     found = squad(predictions, gold)
-    return {"squad_em": float(found["exact_match"]) / 100, "squad_f1": float(found["f1"]) / 100}
+    # torchmetrics gives F1 1 where output and answer are both nothing; v1.1's script 0, since they share no word.
+    nothing = sum(not _said(o) and not all(map(_said, texts)) for o, texts in zip(outputs, references, strict=True))
+    f1 = float(found["f1"]) / 100 - nothing / len(outputs)
+    return {"squad_em": float(found["exact_match"]) / 100, "squad_f1": f1}
+
+
+def _said(text: str) -> str:
+    """What v1.1's script compares: lower case, without punctuation and articles."""
+    bare = "".join(sign for sign in text.lower() if sign not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
 def names_referent(output: str, referent: str) -> bool | None:

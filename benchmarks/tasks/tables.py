@@ -1,5 +1,6 @@
 """A task's tables, split by split: of the generated language, from a local folder, or from the Hugging Face hub."""
 
+import glob
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -197,7 +198,7 @@ def _read_parquet(wanted: Wanted, split: str, paths: list[Path]) -> Columns:
                 raise _no_rows(f"split {split!r} of {wanted.name}")  # the loader would say it less clearly
             rows = datasets.load_dataset(
                 "parquet",
-                data_files={split: [str(path) for path in paths]},
+                data_files={split: [_literal(path) for path in paths]},
                 split=split,
                 cache_dir=cache,
                 keep_in_memory=True,
@@ -211,6 +212,11 @@ def _read_parquet(wanted: Wanted, split: str, paths: list[Path]) -> Columns:
                 f"({type(cause).__name__}: {_first_line(cause)}); expected parquet files with equal columns"
             ) from error
         return _used_columns(wanted, rows)
+
+
+def _literal(path: Path) -> str:
+    """A path that the loader, which reads patterns, takes as it is."""
+    return glob.escape(str(path))
 
 
 def _from_hub(wanted: Wanted) -> dict[str, Columns]:

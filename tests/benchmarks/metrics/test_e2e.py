@@ -11,7 +11,7 @@ import pytest
 from sacrebleu.metrics.bleu import BLEU
 
 from peft_bench.cli import main
-from peft_bench.metrics import e2e
+from peft_bench.metrics import e2e, ptb
 from peft_bench.metrics.as_evaluate import as_evaluate
 from peft_bench.metrics.e2e import TEXT_METRICS, bleu, nist, score_texts
 from peft_bench.metrics.ptb import java_tokens, plain_tokens, ptb_tokenize
@@ -88,6 +88,25 @@ def test_nist_by_hand():
 def test_plain_text_is_tokenized_as_stanfords_program_does(text):
     assert plain_tokens(text) is not None
     assert [plain_tokens(text)] == java_tokens([text])
+
+
+LINE_ENDS = ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
+
+
+@needs_java
+@pytest.mark.parametrize("sign", LINE_ENDS)
+def test_what_ends_a_line_shifts_no_later_text(sign):
+    texts = [f"The Eagle/Vulture{sign}is a pub.", f"plain{sign}text", "Mr. Smith's place, the U.S. riverside."]
+    blank = [text.replace(sign, " ") for text in texts]
+    assert java_tokens(texts) == java_tokens(blank)
+    assert ptb_tokenize(texts) == ptb_tokenize(blank)
+
+
+@needs_java
+def test_another_number_of_lines_than_texts_is_an_error(monkeypatch):
+    monkeypatch.setattr(ptb, "on_one_line", lambda text: text)
+    with pytest.raises(RuntimeError, match="gave 3 lines for 2 texts"):
+        java_tokens(["U.S.\nand/or", "e.g. this"])
 
 
 @needs_java

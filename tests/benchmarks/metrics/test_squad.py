@@ -25,3 +25,11 @@ def test_squad_scores_equal_the_official_rule():
     assert found["squad_f1"] == pytest.approx((1 + 2 * 0.5 * 1 / 1.5 + 0) / 3)
     with pytest.raises(ValueError, match="3 outputs for 2"):
         score_answers(outputs, references[:2], ["squad_em"])
+
+
+def test_an_answer_of_articles_alone_shares_no_word_with_any():
+    """v1.1's script: the same text is an exact match, but F1 is 0 without a word in common."""
+    outputs = ["A", "the", "an an", "!", "a house", "Bob"]
+    references = [["A"], ["A", "Ada"], ["an"], ["?"], ["the house"], ["a", "Bob"]]
+    found = score_answers(outputs, references, ["squad_em", "squad_f1"])
+    assert found == pytest.approx({"squad_em": 1.0, "squad_f1": 2 / 6})

@@ -14,7 +14,12 @@ LEVELS = ["--levels", "beams=[1,2]", "--levels", "length_penalty=[1.0]", "--leve
 
 
 def test_a_run_is_decoded_once_and_scored_in_every_way(tmp_path, monkeypatch, capsys):
-    folders = [f"backbone_dir={tmp_path / 'b'}", f"data_dir={tmp_path / 'd'}", f"results_dir={tmp_path / 'r'}"]
+    folders = [
+        "backbone.other_shape=true",
+        f"backbone_dir={tmp_path / 'b'}",
+        f"data_dir={tmp_path / 'd'}",
+        f"results_dir={tmp_path / 'r'}",
+    ]
     short = ["trainer.max_steps=2", "decoding.beams=2", "decoding.max_new_tokens=4", "decoding.ends=[]"]
     cfg = compose_run(["experiment=errata/e2e_gap", "scale=small", *folders, *short])
     make_backbone(tmp_path / "b", cfg.backbone)

@@ -170,6 +170,16 @@ def test_parts_are_read_in_order(write, tmp_path):
     assert [row[0] for row in load_task(RTE, PUBLISHED, str(tmp_path)).texts["train"]] == ROWS["sentence1"]
 
 
+@pytest.mark.parametrize(("name", "neighbor"), [("run[1]", "run1"), ("v?", "v2"), ("new*", "new-old"), ("[!a]", "b")])
+def test_a_folders_name_is_no_pattern(tmp_path, name, neighbor):
+    for folder, sentence in ((name, "ours"), (neighbor, "theirs")):
+        for split in ("train", "validation"):
+            target = tmp_path / folder / "glue/rte"
+            target.mkdir(parents=True, exist_ok=True)
+            Dataset.from_dict(rows(sentence1=[sentence] * 4)).to_parquet(target / f"{split}.parquet")
+    assert {first for first, _ in load_task(RTE, PUBLISHED, str(tmp_path / name)).texts["train"]} == {"ours"}
+
+
 def test_damaged_file(write, tmp_path):
     (tmp_path / "glue/rte/train.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match=r"cannot read split 'train' of rte from .*train.parquet"):

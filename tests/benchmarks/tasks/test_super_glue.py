@@ -53,7 +53,7 @@ def test_exact_match_is_of_whole_questions(tmp_path: Path):
     data = load_task(cfg.task, cfg.scale, cfg.data_dir)
     assert data.groups["validation"].tolist() == [0, 0, 1, 2]
     tokenizer = AutoTokenizer.from_pretrained(MICRO_BACKBONES / "micro_t5_small")
-    writer = WordAnswers(cfg, cfg.task, tokenizer, False)
+    writer = WordAnswers(cfg, cfg.task, tokenizer, 0)
     assert writer.source(data.texts["train"][0]) == "question: a? answer: x paragraph: one two bold"
     predictions = np.array([0, 1, 0, 0])
     found = label_scores(cfg.task, predictions, data.labels["validation"], data.groups["validation"])
