@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
@@ -41,3 +41,21 @@ def _write_together(contents: Mapping[Path, bytes]) -> None:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
         raise
+
+
+def files_below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Every file below a folder, by name, also in folders that are links (moved to a larger disk); one that leads back
+    to a folder above it is left out. above: their real paths."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError:  # there is none
+        return
+    for entry in entries:
+        if entry.is_dir():
+            yield from files_below(folder / entry.name, above | {real})
+        else:
+            yield folder / entry.name

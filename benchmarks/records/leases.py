@@ -26,7 +26,7 @@ import orjson
 import psutil
 from filelock import FileLock, Timeout
 
-from .files import write_files
+from .files import files_below, write_files
 from .places import CHECKPOINTS, RECORDS, RUNNING, TRAINED
 from .schema import SCHEMA
 
@@ -85,8 +85,8 @@ def read_claims(results_dir: Path | str) -> dict[Key, tuple[Claim, bool]]:
     folder = Path(results_dir) / RUNNING
     found: dict[Key, tuple[Claim, bool]] = {}
     now: float | None = None
-    for path in sorted(folder.rglob("*.json")):
-        if path.name.startswith("."):
+    for path in sorted(files_below(folder)):
+        if path.suffix != ".json" or path.name.startswith("."):
             continue
         try:
             raw = orjson.loads(path.read_bytes())

@@ -9,13 +9,13 @@ results/plans/<sweep>.json                                 what the last plan of
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
 
+from .files import files_below
 from .leases import read_claims
 from .places import PLANS, RECORDS
 
@@ -74,11 +74,9 @@ def list_states(results_dir: Path | str) -> dict[str, States]:
 
 
 def _names(folder: Path) -> Iterator[tuple[str, str]]:
-    for parent, _, names in os.walk(folder):
-        experiment = Path(parent).relative_to(folder).as_posix()
-        for name in names:
-            if name.endswith((".json", f".json{UNREADABLE}")) and not name.startswith("."):
-                yield experiment, name
+    for path in files_below(folder):
+        if path.name.endswith((".json", f".json{UNREADABLE}")) and not path.name.startswith("."):
+            yield path.parent.relative_to(folder).as_posix(), path.name
 
 
 def states_by_experiment(results_dir: Path) -> tuple[dict[str, States], list[Problem]]:

@@ -105,6 +105,6 @@ def index(frame: pd.DataFrame, pages: Sequence[Page], problems: Sequence[Problem
 
 def _of(frame: pd.DataFrame, pages: Sequence[Page]) -> pd.Series:
     """Which rows are of runs that some of the pages show."""
-    shown = {experiment for page in pages for experiment in page.experiments}
-    keys = zip(frame["scale"], frame["experiment"], strict=True)
+    keys = list(zip(frame["scale"], frame["experiment"], frame["task"], strict=True))
+    shown = {key for key in {*keys} if any(page.shows(*key) for page in pages)}
     return pd.Series([key in shown for key in keys], index=frame.index, dtype=bool)

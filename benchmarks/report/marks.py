@@ -13,6 +13,10 @@ MARKS = {
     "fewer_examples": ("ˡ", "some question had no room for all examples before it"),
     "questions_cut_off": ("ᵏ", "some question had no room even without examples and lost words"),
     "illegal_answers": ("ⁱ", "a run gives answers that are no label"),
+    "stale": (
+        "ˢ",
+        "stale: a run from before tokenizer and config.json of its backbone counted; its command makes another one",
+    ),
     "not_scored_without_java": ("ʲ", "METEOR of a run was not computed: no Java"),
 }
 OTHER_MARK = "ˣ"

@@ -45,9 +45,13 @@ class Page:
     cells: pd.DataFrame  # one a line
     state: str  # how full it is, in words
     experiments: Experiments = frozenset()  # whose runs it shows
-    one_setting: bool = False  # each of them is one setting, so that runs which make no cell are a problem
+    one_setting: bool = False  # each of them is one setting, on its cells' tasks; runs without a cell are a problem
     on_screen: bool = False  # printed by the command, too
     figures: Mapping[str, bytes] = field(default_factory=dict)  # by file name
+
+    def shows(self, scale: str, experiment: str, task: str) -> bool:
+        """Whether such runs are on it."""
+        return (scale, experiment) in self.experiments and (not self.one_setting or task in {*self.cells["task"]})
 
 
 def named(name: str, title: str, settings: str) -> tuple[str, str]:

@@ -160,7 +160,8 @@ def _scores(record: Record) -> list[dict[str, Any]]:
 def _run_fields(record: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that all rows of a record share. A failed record may lack any of the nested objects."""
     run = {name: record[name] for name in ("experiment", "scale", "settings", "task", "seed", "run_id", "status")}
-    run |= {name: " ".join(record.get(name) or ()) for name in ("flags", "parents")}
+    run["flags"] = " ".join([*(record.get("flags") or ()), *_stale(record)])
+    run["parents"] = " ".join(record.get("parents") or ())
     run["setting"] = _setting(record)
     generation = _generation(record)
     run["source_form"], run["train_sample"] = generation.get("source"), generation.get("train_sample")
@@ -173,6 +174,12 @@ def _run_fields(record: Mapping[str, Any]) -> dict[str, Any]:
         for name, key in names:
             run[name] = part.get(key)
     return run
+
+
+def _stale(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """A flag where no command of today makes the record's run: tokenizer and configuration count beside weights."""
+    parts = record.get("identity") or {}
+    return ("stale",) if "weights" in parts and "files" not in parts else ()
 
 
 def _generation(record: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 
 # Failures that a restart may mend. The others (a bug, a run that diverges) fail again until something is changed.
 RETRIED = ("out_of_memory", "worker_lost")
-_BESIDES = {"data", "result versions", "weights", "parent or stand-in"}  # what a configuration does not say
+_OF_IDENTITY = {"data": "data", "versions": "result versions", "weights": "weights", "files": "backbone files"}
+_BESIDES = {*_OF_IDENTITY.values(), "parent or stand-in"}  # what a configuration does not say
 
 
 @dataclass
@@ -273,7 +274,6 @@ def _differences(record: Record, p: Prepared) -> set[str]:
     except (KeyError, TypeError):
         return {"configuration"}
     differs = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
-    names = {"data": "data", "versions": "result versions", "weights": "weights"}
     then = record["identity"]
-    differs |= {name for key, name in names.items() if then.get(key) != p.identity.get(key)}
+    differs |= {name for key, name in _OF_IDENTITY.items() if then.get(key) != p.identity.get(key)}
     return differs or {"parent or stand-in"}

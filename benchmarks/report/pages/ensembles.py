@@ -10,6 +10,7 @@ import pandas as pd
 
 from ...config.metrics import metric
 from ...config.schema import LOSS
+from ...records.files import files_below
 from ...records.places import ENSEMBLES
 from ..page import Inputs, Page, by_scale
 from ..render import bullets, markdown_table, page, points
@@ -31,7 +32,7 @@ def pages(inputs: Inputs) -> Iterator[Page]:
 def read_ensembles(results: Path) -> pd.DataFrame:
     """One line per ensemble, split and metric: average, best and vote, and what the ensemble costs."""
     lines = []
-    for path in sorted((results / ENSEMBLES).rglob("*.json")):
+    for path in sorted(path for path in files_below(results / ENSEMBLES) if path.suffix == ".json"):
         content = json.loads(path.read_text())
         shared = {name: content[name] for name in ("experiment", "scale", "settings", "task", "stands_for", *_COSTS)}
         shared |= {"run_ids": " ".join(content["run_ids"]), "voters": len(content["run_ids"])}

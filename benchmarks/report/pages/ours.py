@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import pandas as pd
 
+from ...config.metrics import metrics_of
 from ..page import Inputs, Page, filled, named
 from ..render import page
 from ..rules.comparability import swept
-from ..table import Row, Table, read_tables, table_cells
+from ..table import Column, Row, Table, read_tables, table_cells
 from ..table_text import table_markdown
 from .calibration import calibration_markdown
+
+_OF_LABELS = metrics_of("classes", "values", "groups", "metrics")
 
 
 def pages(inputs: Inputs) -> Iterator[Page]:
@@ -47,7 +50,8 @@ def table_page(cells: pd.DataFrame, table: Table, title: str, searched: frozense
 
 
 def _of_runs(frame: pd.DataFrame, table: Table, settings: str, elsewhere: set[str]) -> Table:
-    """The table with a row for every experiment that was run and is in no other one, and columns of tasks with runs."""
+    """The table with a row for every experiment that was run and is in no other one, and columns of tasks with runs:
+    its own, then one for each metric of other tasks with labels."""
     at_scale = frame[(frame["scale"] == table.scale) & (frame["settings"] == settings)]
     runs = at_scale[~at_scale["experiment"].isin(elsewhere)]
     rows = []
@@ -55,4 +59,7 @@ def _of_runs(frame: pd.DataFrame, table: Table, settings: str, elsewhere: set[st
         backbones = " + ".join(sorted(of_experiment["backbone"].dropna().astype(str).unique()))
         rows.append(Row(f"{experiment} ({backbones})" if backbones else str(experiment), str(experiment)))
     columns = [column for column in table.columns if column.task in {*runs["task"]}]
+    others = runs[~runs["task"].isin([column.task for column in table.columns]) & runs["metric"].isin(_OF_LABELS)]
+    found = others.drop_duplicates(["task", "metric"]).sort_values("task", kind="stable").to_dict("records")
+    columns += [Column(f"{r['task']} {r['metric']}", r["task"], r["metric"], split=r["selection_split"]) for r in found]
     return replace(table, rows=tuple(rows), columns=tuple(columns))

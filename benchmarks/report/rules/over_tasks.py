@@ -13,11 +13,12 @@ def of_split(scores: pd.DataFrame, split: str) -> pd.DataFrame:
 def seed_means(scores: pd.DataFrame) -> pd.Series:
     """Of one metric and setting: a run's mean over its splits or, with several tasks, a seed's mean over its tasks.
 
-    A seed that lacks a task is left out: a mean over fewer tasks is another number.
+    A seed that lacks a task is left out: a mean over fewer tasks is another number. A score that is not defined makes
+    every mean NaN that it belongs to.
     """
-    of_run = scores.groupby(["seed", "task", "run_id"])["score"].mean()
+    of_run = scores.groupby(["seed", "task", "run_id"])["score"].mean(skipna=False)
     tasks = scores["task"].nunique()
     if tasks < 2:
         return of_run
-    of_seed = of_run.groupby("seed").agg(["mean", "size"])
-    return of_seed.loc[of_seed["size"] == tasks, "mean"]
+    of_seed = of_run.groupby("seed")
+    return of_seed.mean(skipna=False)[of_seed.size() == tasks]

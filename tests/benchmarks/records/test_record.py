@@ -27,6 +27,8 @@ from peft_bench.records.store import (
     write_record,
 )
 from peft_bench.report.rows import COLUMNS, frame_of, results_frame
+from peft_bench.runs import record as recording
+from peft_bench.runs.verify import find
 
 EXPERIMENT = "houlsby2019/table1_adapters_64"
 
@@ -147,6 +149,50 @@ def test_an_unreadable_record_is_named_with_its_cause_and_left_alone(tmp_path: P
     frame, same = results_frame(tmp_path)
     assert set(frame["seed"]) == {1}
     assert same == problems
+
+
+def test_a_folder_of_records_may_be_a_link(tmp_path: Path) -> None:
+    """Moved to a larger disk; states, report and verify find what the run itself finds, and no loop catches them."""
+    results, elsewhere = tmp_path / "results", tmp_path / "elsewhere"
+    record = made_record("lora/x", "rte", 0, 0.5)
+    path = write_record(results, record)
+    path.parent.rename(elsewhere)
+    path.parent.symlink_to(elsewhere)
+    (elsewhere / "loop").symlink_to(results / "records")
+    assert {name: states.done for name, states in list_states(results).items()} == {"lora/x": {record["run_id"]}}
+    assert [found["run_id"] for found in iter_records(results) if not isinstance(found, Problem)] == [record["run_id"]]
+    assert find(results, record["run_id"][:6]) == path
+
+
+def test_only_a_repository_that_holds_the_code_gives_the_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An archive unpacked in another project has none, nor has an environment that the project ignores."""
+
+    def git(*words: str) -> str:
+        words = ("-c", "user.name=n", "-c", "user.email=n@example.org", *words)
+        return subprocess.run(["git", "-C", str(tmp_path), *words], check=True, capture_output=True, text=True).stdout
+
+    file = tmp_path / "third_party" / "peft_bench" / "runs" / "record.py"
+    for path in (file, tmp_path / "third_party" / "conf" / "config.yaml", tmp_path / "thesis.tex"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("one\n")
+    monkeypatch.setattr(recording, "__file__", str(file))
+    found = recording._git.__wrapped__
+    assert found() == (None, None)  # no repository at all
+    git("init", "-q")
+    git("add", "thesis.tex")
+    git("commit", "-qm", "thesis")
+    assert found() == (None, None)
+    (tmp_path / ".gitignore").write_text("third_party\n")
+    assert found() == (None, None)
+    git("add", "-f", "third_party")
+    git("commit", "-qm", "vendored")
+    assert found() == (git("rev-parse", "HEAD").strip(), False)
+    (tmp_path / "thesis.tex").write_text("two\n")
+    assert found()[1] is False
+    file.write_text("two\n")
+    assert found()[1] is True
 
 
 def test_setting_aside_keeps_every_file(tmp_path: Path) -> None:

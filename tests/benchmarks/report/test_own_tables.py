@@ -1,6 +1,7 @@
 """Our own tables: holes, failures, flags, few seeds and picks are all visible."""
 
 import errno
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -210,6 +211,45 @@ def test_the_small_table_holds_whatever_is_there() -> None:
     assert lines[2][2:] == ["—", "70.0", "70.0"]
     assert lines[3] == [f"{lora} (minilm_l6)", "8,448", "40.0", "85.0", "85.0"]
     assert small_pages(frame_of([])) == []
+
+
+def test_a_run_that_no_command_makes_any_more_is_marked() -> None:
+    """Tokenizer and configuration count beside weights; a shipped backbone has an identity of its own."""
+    identity = made_record("small/minilm_lora", "mrpc", 0, 0.5)["identity"]
+    for digests, stale in (({}, False), ({"weights": "0"}, True), ({"weights": "0", "files": "0"}, False)):
+        more: dict[str, Any] = {"scale": "small", "rows": {"train": 9, "validation": 9}, "identity": identity | digests}
+        (page,) = small_pages(frame_of([made_record("small/minilm_lora", "mrpc", 0, 0.5, **more)]))
+        assert ("50.0ˢ" in page.text) == ("- ˢ stale: a run from before" in page.text) == stale
+
+
+def small_run(task: str, metrics: Sequence[str], validation: str = "validation", experiment: str = "custom") -> Record:
+    """A run at scale=small on a task that conf/table/small.yaml has no column for."""
+    score = {"checkpoint": "best", "epoch": 2.0, "score": 0.7, "n": 9}
+    scores = [{**score, "split": split, "metric": name} for split in (validation, "other") for name in metrics]
+    selection = {"checkpoint": "best", "split": validation, "metric": metrics[0]}
+    more: dict[str, Any] = {"scale": "small", "rows": {"train": 9}, "scores": scores, "selection": selection}
+    run_id = hashlib.sha256(task.encode()).hexdigest()[:16]
+    return {**made_record(experiment, "rte", 0, 0.5, **more), "task": task, "run_id": run_id}
+
+
+def test_the_small_table_has_columns_for_tasks_with_labels_that_it_does_not_name() -> None:
+    records = [small_run("mine", ["macro_f1", "accuracy"], "dev"), small_run("boolq", ["accuracy"])]
+    records += [made_record("custom", "mrpc", 0, 0.6, scale="small", rows={"train": 9, "validation": 9})]
+    (page,) = small_pages(frame_of(records))
+    header, _, row = [line for line in page.text.splitlines() if line.startswith("|")]
+    names = [part.strip() for part in header.split("|")[3:-1]]
+    assert names == ["MRPC acc", "MRPC F1", "boolq accuracy", "mine macro_f1", "mine accuracy"]
+    assert [part.strip() for part in row.split("|")[3:-1]] == ["60.0", "60.0", "70.0", "70.0", "70.0"]
+
+
+def test_runs_without_a_column_are_listed_as_in_no_table(tmp_path: Path) -> None:
+    """Also of an experiment that a table shows on other tasks."""
+    write_record(tmp_path, small_run("mine", ["bleu"]))
+    write_record(tmp_path, small_run("boolq", ["accuracy"]))
+    write_record(tmp_path, small_run("copy", ["accuracy"], experiment="small/t5_prompt"))
+    assert main(["--results", str(tmp_path), "--output", str(tmp_path / "t")]) == 0
+    index = (tmp_path / "t" / "README.md").read_text(encoding="utf-8")
+    assert "Runs in no table: custom (small): 1, small/t5_prompt (small): 1." in index
 
 
 def test_report_on_an_empty_folder_writes_holes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

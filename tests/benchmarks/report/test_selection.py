@@ -12,6 +12,7 @@ from peft_bench.records.made import made_record
 from peft_bench.records.schema import Record
 from peft_bench.report.rows import frame_of
 from peft_bench.report.rules.conflicts import conflicts
+from peft_bench.report.rules.over_tasks import seed_means
 from peft_bench.report.rules.selection import (
     RULES,
     at_checkpoint,
@@ -57,6 +58,17 @@ def test_one_seed_has_no_spread_and_a_nan_no_mean() -> None:
     assert bad.n == 3
     assert all(math.isnan(value) for value in (bad.mean, bad.median, bad.std, bad.low, bad.high))
     assert summarize([]).n == 0
+
+
+def test_an_undefined_score_has_no_mean_over_tasks() -> None:
+    lines = [(0, "stsb", "a", np.nan), (0, "rte", "b", 0.9), (1, "stsb", "c", 0.1), (1, "rte", "d", 0.9)]
+    scores = pd.DataFrame(lines, columns=["seed", "task", "run_id", "score"])
+    both = seed_means(scores)
+    assert both.index.tolist() == [0, 1]
+    assert both.tolist() == pytest.approx([np.nan, 0.5], nan_ok=True)
+    of_stsb = seed_means(scores[scores["task"] == "stsb"])
+    assert of_stsb.tolist() == pytest.approx([np.nan, 0.1], nan_ok=True)
+    assert seed_means(scores[1:]).index.tolist() == [1]  # seed 0 lacks a task
 
 
 def test_median_and_mean_over_seeds() -> None:
