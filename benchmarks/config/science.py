@@ -34,7 +34,7 @@ def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a configuration that a result follows from; fields.py says of each field whether it belongs to it."""
     part = {key: config[key] for key in ("backbone", "method", "task", "trainer", "experiment", "settings", "seed")}
     part["backbone"] = scientific_part(BackboneConfig, part["backbone"])
-    part["method"] = with_target(_without_young(part["method"]), RENAMED_MODULES)
+    part["method"] = with_target(without_young(part["method"]), RENAMED_MODULES)
     part["trainer"] = scientific_part(TrainerConfig, part["trainer"])
     part["task"] = _task(config, part["task"])
     if "generation" in part["task"]:
@@ -56,11 +56,11 @@ def with_target(method: Mapping[str, Any], names: Mapping[str, str]) -> dict[str
     return {**method, "_target_": f"{names.get(module, module)}.{name}"}
 
 
-def _without_young(method: Mapping[str, Any]) -> dict[str, Any]:
+def without_young(method: Mapping[str, Any]) -> dict[str, Any]:
     """A method without its young fields at their old value, also within a composition."""
     young = YOUNG_FIELDS_OF_METHODS.get(method["_target_"], {})
     kept = {k: v for k, v in method.items() if not (k in young and v == young[k])}
-    return kept | ({"parts": [_without_young(part) for part in method["parts"]]} if "parts" in method else {})
+    return kept | ({"parts": [without_young(part) for part in method["parts"]]} if "parts" in method else {})
 
 
 def _task(config: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from ..backbones.checks import check_architecture
 from ..backbones.loading import empty_model
 from ..config.compose import backbone_choice, build_method, method_choice, register, typed
 from ..config.schema import CONF_DIR, BackboneConfig
+from ..config.science import without_young
 from ..records.files import write_files
 from ..records.places import TABLES
 from ..report.reference import DIRECTORY, Reference, read_reference
@@ -264,7 +265,8 @@ def _printed(printed: str) -> tuple[str, str]:
 
 
 def _describe(method: Mapping[str, Any]) -> str:
-    settings = ", ".join(f"{key}={_plain(value)}" for key, value in method.items() if key != "_target_")
+    fields_of = without_young(method).items()
+    settings = ", ".join(f"{key}={_plain(value)}" for key, value in fields_of if key != "_target_")
     return f"{method['_target_'].rpartition('.')[2]}({settings})"
 
 

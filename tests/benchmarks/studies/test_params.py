@@ -113,7 +113,7 @@ FORMULAS = {
     ("GPT-2 M (Adapter^L)* 0.37M", "m = 6, its own LayerNorm"): 24 * (2 * 1024 * 6 + 6 + 1024 + 2 * 1024),
     ("GPT-2 M (Adapter^L)* 11.09M", "m = 224, its own LayerNorm"): 24 * (2 * 1024 * 224 + 224 + 1024 + 2 * 1024),
     ("GPT-2 M (Adapter^H)", "m = 112"): 48 * (2 * 1024 * 112 + 112 + 1024),
-    ("GPT-2 M (FT^Top2)", "two layers"): 2 * (12 * 1024**2 + 13 * 1024),
+    ("GPT-2 M (FT^Top2)", "two layers"): 2 * (12 * 1024**2 + 13 * 1024) + 2 * 1024,  # and ln_f
     ("GPT-2 M (PreLayer)*", "length 5, what is stored"): 2 * 24 * 1024 * 5,
     ("GPT-2 M (LoRA)", "r = 4 on query and value"): 24 * 2 * 2 * 1024 * 4,
     ("GPT-2 L (FT)*", "all weights, tied output layer"): 774_030_080,
