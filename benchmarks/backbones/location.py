@@ -11,16 +11,12 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from ..config.schema import BackboneConfig, ScaleConfig
+from .weight_files import POINTER, BackboneError
 
 MICRO_BACKBONES = Path(__file__).resolve().parents[1] / "micro" / "backbones"
 _FILES = ["model*.safetensors*", "*.json", "*.txt", "*.model"]  # of a checkpoint on the hub: weights, shapes, tokenizer
 _BESIDE_WEIGHTS = ("config.json", "*token*.json", "vocab*", "merges.txt", "*.model")  # what else a run reads of it
-_POINTER = b"version https://git-lfs"  # how a file begins that Git LFS has not fetched
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "*.model")  # each alone; or vocab.json with merges.txt
-
-
-class BackboneError(ValueError):
-    """A checkpoint that cannot be found, read or used."""
 
 
 def stand_in(backbone: BackboneConfig, scale: ScaleConfig) -> Path | None:
@@ -118,7 +114,7 @@ def _checked(folder: Path) -> Path:
     """The folder of a checkpoint, if a tokenizer can be made of it: transformers would make one without any words."""
     for path in _beside_weights(folder):
         with open(path, "rb") as stream:
-            if stream.read(len(_POINTER)) == _POINTER:
+            if stream.read(len(POINTER)) == POINTER:
                 raise BackboneError(f"{path} is a Git LFS pointer, expected the file itself: run `git lfs pull` there")
     byte_level = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
     if not byte_level and not any(path.is_file() for name in _VOCABULARIES for path in folder.glob(name)):
