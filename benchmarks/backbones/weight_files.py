@@ -1,13 +1,13 @@
-"""Which files hold a checkpoint's weights, what they hash to, and the commit they were published at. No torch.
+"""Which files hold a checkpoint's weights, and the commit on the hub that they are of. No torch.
 
 Weights are one file, or several that an index names. Of the forms that a folder holds, the first of FORMS is read.
 """
 
-import functools
-import hashlib
 import json
 import re
 from pathlib import Path
+
+from .hashes import file_sha256
 
 FORMS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 POINTER = b"version https://git-lfs"  # how a file begins that Git LFS has not fetched
@@ -45,7 +45,7 @@ def weight_files(folder: Path) -> list[Path]:
 def sharded(index: Path) -> list[str]:
     """The names of the files that an index of weights stands for, in order. Raises BackboneError as `weight_files`."""
     try:
-        names = sorted({*json.loads(index.read_bytes())["weight_map"].values()})
+        names = sorted({*weight_map(index).values()})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise BackboneError(
             f"{index} is no index of weights ({type(error).__name__}: {error}); expected "
@@ -60,6 +60,12 @@ def sharded(index: Path) -> list[str]:
     return names
 
 
+def weight_map(index: Path) -> dict[str, str]:
+    """An index as it stands: tensor -> file."""
+    names: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+    return names
+
+
 def published_hashes(folder: Path) -> dict[str, str]:
     """Name -> SHA-256 of each file of the weights, as published: of a *.bin what was downloaded, not its conversion."""
     return {path.name: file_sha256(path) for path in weight_files(folder)}
@@ -70,14 +76,3 @@ def commit_of(folder: Path) -> str | None:
     repository, snapshots, commit = ("", "", *folder.absolute().parts)[-3:]
     named = repository.startswith("models--") and snapshots == "snapshots" and _COMMIT.fullmatch(commit)
     return commit if named else None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file. Gigabytes are read once per process; a file that was touched is read again."""
-    return _sha256(path, path.stat().st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=64)
-def _sha256(path: Path, mtime_ns: int) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
