@@ -56,13 +56,13 @@ def converted(files: tuple[Path, ...]) -> Conversion:
 @functools.lru_cache(maxsize=8)  # gigabytes, read once per process
 def _converted(files: tuple[Path, ...], key: str) -> Conversion:
     root = cache_folder() / "converted"
-    if there := _intact(root / key):
-        return there
+    if conversion := _intact(root / key):
+        return conversion
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{key}.lock"):
-            if there := _intact(root / key):  # another process was faster
-                return there
+            if conversion := _intact(root / key):  # another process was faster
+                return conversion
             return _convert(files, root / key)
     except (OSError, SafetensorError) as error:
         gigabytes = sum(path.stat().st_size for path in files) / 1e9
@@ -121,8 +121,9 @@ def _write(files: tuple[Path, ...], folder: Path) -> dict[str, str]:
             number += 1
             file = f"model-{number:05}.safetensors"
             # A copy each: safetensors takes no two tensors that share their bytes, and none that is a view.
-            alone = {name: tensors[name].detach().clone(memory_format=torch.contiguous_format) for name in names}
-            save_file(alone, folder / file, {"format": "pt"})
+            apart = {name: tensors[name].detach().clone(memory_format=torch.contiguous_format) for name in names}
+            save_file(apart, folder / file, {"format": "pt"})
+            del apart  # before the next ones are copied
             written |= dict.fromkeys(names, file)
     return written
 
@@ -165,6 +166,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
 
 
 def _plain(name: object, value: object) -> bool:
-    """Whether an entry is a name with a tensor that has its bytes in a row."""
-    dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
-    return isinstance(name, str) and dense
+    """Whether an entry is a name with a tensor whose elements are all there, in a type that safetensors has."""
+    if not isinstance(name, str) or not isinstance(value, Tensor):
+        return False
+    return value.layout == torch.strided and not (value.is_quantized or value.is_meta or value.is_complex())

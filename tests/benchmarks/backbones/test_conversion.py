@@ -292,8 +292,13 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(tmp_path, cache, mo
 
 
 @pytest.mark.parametrize(
-    "content", [[torch.ones(2)], {"state": {"a": torch.ones(2)}}, {"a": 3}, {1: torch.ones(2)}, {}]
-)
+    "content",
+    [
+        [torch.ones(2)], {"state": {"a": torch.ones(2)}}, {"a": 3}, {1: torch.ones(2)}, {},
+        {"a": torch.eye(2).to_sparse()}, {"a": torch.ones(2, device="meta")},
+        {"a": torch.ones(2, dtype=torch.complex128)},
+    ],
+)  # fmt: skip
 def test_what_is_no_state_dict_is_refused(tmp_path, content):
     with pytest.raises(BackboneError, match="expected names with dense tensors and nothing else"):
         convert(write(tmp_path / "one", content))
