@@ -4,7 +4,8 @@ Fixtures give functions, so that a test says which architecture, size and number
 """
 
 import os
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -50,6 +51,14 @@ def _one_seed():
 def architecture(request: pytest.FixtureRequest) -> str:
     """The papers' encoders. What must hold on every architecture of the site table says so in its own file."""
     return request.param
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own() -> Iterator[None]:
+    """Conversions of pickled weights that a test makes are not left in the user's cache."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PEFT_BENCH_CACHE", folder)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """From a backbone's description to a frozen model and its tokenizer, loaded once per process.
 
-Where it lies: location.py. Weights are read from safetensors, remote code is never run.
+Where it lies: location.py. Weights are read from safetensors, pickled ones once converted; remote code is never run.
 """
 
 import contextlib
@@ -29,7 +29,8 @@ from transformers.initialization import no_init_weights
 from ..config.kinds import kind_of
 from ..config.schema import BackboneConfig, ScaleConfig
 from .checks import check_shape, check_tokenizer
-from .location import BackboneError, folder_of, stand_in, weights_digest
+from .location import BackboneError, folder_of, stand_in, weights_digest, weights_folder
+from .weight_files import weight_files
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Backbone:
     """A loaded checkpoint. name: what was loaded; stands_for: the published one it stands in for (or the same).
 
     published: the weights are those of the paper's checkpoint: they came from its place on the hub, or are the bytes
-    that conf/backbone/ pins. sha256: of the weight file, "random" without one.
+    that conf/backbone/ pins. sha256: `weights_digest`, "random" without weights.
     """
 
     model: PreTrainedModel
@@ -94,7 +95,7 @@ def _one_sentence(folder: Path) -> Iterator[None]:
         cause = (str(error).strip().splitlines() or ["no message"])[0]
         raise BackboneError(
             f"cannot load a backbone from {folder} ({type(error).__name__}: {cause}); expected config.json, "
-            "*.safetensors and the tokenizer's files of one checkpoint"
+            "weights and the tokenizer's files of one checkpoint"
         ) from error
 
 
@@ -120,8 +121,11 @@ def _load(
 def _with_weights(folder: Path, config: PreTrainedConfig, pooler: bool, kwargs: Mapping[str, Any]) -> PreTrainedModel:
     """The model of a checkpoint. Raises BackboneError unless every tensor of the one has its place in the other."""
     with _quiet(), _one_sentence(folder):
+        weights = weights_folder(folder)
         model, found = _class_of(config).from_pretrained(
-            folder,
+            weights,
+            config=config,  # which may lie elsewhere, as may generation settings: those are forgotten anyway
+            generation_config=GenerationConfig(),
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # an error below, which says which
@@ -134,7 +138,7 @@ def _with_weights(folder: Path, config: PreTrainedConfig, pooler: bool, kwargs: 
             "the config.json that it was saved with"
         )
     missing = {*found["missing_keys"]}
-    if _has_output_layer(config) and "lm_head.weight" not in _names(folder):
+    if _has_output_layer(config) and "lm_head.weight" not in _names(weights):
         missing.add("lm_head.weight")
     if missing:
         raise BackboneError(
@@ -153,7 +157,7 @@ def _with_weights(folder: Path, config: PreTrainedConfig, pooler: bool, kwargs: 
 
 def _names(folder: Path) -> set[str]:
     names: set[str] = set()
-    for file in folder.glob("*.safetensors"):
+    for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
             names |= {*tensors.keys()}
     return names

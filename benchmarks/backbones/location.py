@@ -1,26 +1,27 @@
 """Which folder a backbone lies in, and the hash of what is in it. No torch.
 
 Published checkpoints come from the hub (its cache, if they are there) or from `backbone_dir`; at scale=micro a shipped
-backbone of the same model_type stands in.
+backbone of the same model_type stands in. Weights that are pickled are read from their conversion (conversion.py).
 """
 
 import functools
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from huggingface_hub import snapshot_download
 
 from ..config.schema import BackboneConfig, ScaleConfig
+from .hashes import file_sha256
+from .weight_files import FORMS, POINTER, BackboneError, commit_of, sharded, weight_files
+
+if TYPE_CHECKING:
+    from .conversion import Conversion
 
 MICRO_BACKBONES = Path(__file__).resolve().parents[1] / "micro" / "backbones"
-_FILES = ["model*.safetensors*", "*.json", "*.txt", "*.model"]  # of a checkpoint on the hub: weights, shapes, tokenizer
+_SMALL_FILES = ["*.json", "*.txt", "*.model"]  # of a checkpoint on the hub: shapes, tokenizer, indices of weights
 _BESIDE_WEIGHTS = ("config.json", "*token*.json", "vocab*", "merges.txt", "*.model")  # what else a run reads of it
-_POINTER = b"version https://git-lfs"  # how a file begins that Git LFS has not fetched
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "*.model")  # each alone; or vocab.json with merges.txt
-
-
-class BackboneError(ValueError):
-    """A checkpoint that cannot be found, read or used."""
 
 
 def stand_in(backbone: BackboneConfig, scale: ScaleConfig) -> Path | None:
@@ -57,10 +58,27 @@ def digests_of(backbone: BackboneConfig, scale: ScaleConfig, backbone_dir: str |
 
 @functools.lru_cache(maxsize=8)  # gigabytes, read once per process
 def weights_digest(folder: Path) -> str:
-    """SHA-256 of the folder's safetensors files, in order of name."""
-    if not (files := sorted(folder.glob("*.safetensors"))):
-        raise BackboneError(f"{folder} holds no *.safetensors; other weight formats are not read (convert them once)")
-    return _digest(files)
+    """SHA-256 of the folder's safetensors files, in order of name; of *.bin files that of the tensors in them."""
+    files = weight_files(folder)
+    if _pickled(files):
+        return _conversion(files).tensors
+    return file_sha256(files[0]) if len(files) == 1 else _digest(files)
+
+
+def weights_folder(folder: Path) -> Path:
+    """Where the safetensors files lie that a checkpoint's weights are loaded from: itself, or its conversion."""
+    files = weight_files(folder)
+    return _conversion(files).folder if _pickled(files) else folder
+
+
+def _pickled(files: list[Path]) -> bool:
+    return files[0].suffix == ".bin"
+
+
+def _conversion(files: list[Path]) -> "Conversion":
+    from .conversion import converted  # which needs torch
+
+    return converted(tuple(files))
 
 
 def files_digest(folder: Path) -> str:
@@ -96,7 +114,7 @@ def _published_folder(name: str, hub_id: str, revision: str, backbone_dir: str |
     """Where a checkpoint lies on this machine; downloaded, if it is neither in backbone_dir nor in the hub's cache."""
     if backbone_dir is None:
         try:
-            return _checked(Path(snapshot_download(hub_id, revision=revision, allow_patterns=_FILES)))
+            return _checked(_from_hub(hub_id, revision))
         except BackboneError:
             raise
         except (OSError, ValueError) as error:  # the hub's errors are OSErrors, those about names ValueErrors
@@ -114,11 +132,25 @@ def _published_folder(name: str, hub_id: str, revision: str, backbone_dir: str |
     )
 
 
+def _from_hub(hub_id: str, revision: str) -> Path:
+    """Its folder in the hub's cache, with the weights in one form alone: the first of FORMS that was published."""
+    folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=_SMALL_FILES))
+    for form in FORMS:
+        names = [form]
+        if form.endswith(".json"):
+            names = sharded(folder / form) if (folder / form).is_file() else []
+        # With a file that is always there, for the hub's library warns of patterns that match none.
+        snapshot_download(hub_id, revision=commit_of(folder) or revision, allow_patterns=["config.json", *names])
+        if names and all((folder / name).is_file() for name in names):
+            break
+    return folder
+
+
 def _checked(folder: Path) -> Path:
     """The folder of a checkpoint, if a tokenizer can be made of it: transformers would make one without any words."""
     for path in _beside_weights(folder):
         with open(path, "rb") as stream:
-            if stream.read(len(_POINTER)) == _POINTER:
+            if stream.read(len(POINTER)) == POINTER:
                 raise BackboneError(f"{path} is a Git LFS pointer, expected the file itself: run `git lfs pull` there")
     byte_level = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
     if not byte_level and not any(path.is_file() for name in _VOCABULARIES for path in folder.glob(name)):

@@ -22,6 +22,7 @@ def main(argv: Sequence[str]) -> int:
     """The verb. 0 if everything passed, 1 if not."""
     os.environ.update(OFFLINE)  # read by the libraries when they are imported, which the next lines do
     from .acts import STEPS, plan
+    from .hub_cache import conversions_in
     from .rehearse import perform_acts
 
     parser = argparse.ArgumentParser(
@@ -45,5 +46,6 @@ def main(argv: Sequence[str]) -> int:
         else:
             options.keep.mkdir(parents=True)
             folder = options.keep.resolve()
+        stack.enter_context(conversions_in(folder / "conversions"))
         attempts = stack.enter_context(no_network())
         return perform_acts(acts, folder, attempts, options.workers)

@@ -1,6 +1,9 @@
 """Stand-ins where the libraries look for what they have downloaded before."""
 
 import contextlib
+import hashlib
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,28 +26,53 @@ def fill_cache(
     backbones, tasks: each with the folder given to make_backbone or make_task.
     """
     for root, backbone in {b.hub_id: (root, b) for root, b in backbones}.values():
-        _cache_backbone(cache / "hub", Path(root) / backbone.hub_id, backbone.hub_id)
+        _cache_backbone(cache / "hub", Path(root) / backbone.hub_id, backbone)
     for root, task in {(t.dataset, t.subset): (root, t) for root, t in tasks}.values():
         _cache_task(cache / "datasets", Path(root) / task.dataset / task.subset, task)
 
 
 @contextlib.contextmanager
 def hub_cache(cache: Path) -> Iterator[None]:
-    """Inside, the libraries of this process take this cache for theirs."""
+    """Inside, the libraries of this process take this cache for theirs, and we for ours."""
     before = huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE
     huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE = str(cache / "hub"), cache / "datasets"
     try:
-        yield
+        with conversions_in(cache / "peft-bench"):
+            yield
     finally:
         huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE = before
 
 
-def _cache_backbone(cache: Path, folder: Path, hub_id: str) -> None:
-    """Put a copy of a checkpoint folder into the cache that huggingface_hub keeps of what it has downloaded."""
-    repository = cache / f"models--{hub_id.replace('/', '--')}"
-    shutil.copytree(folder, repository / "snapshots" / COMMIT)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(COMMIT)
+@contextlib.contextmanager
+def conversions_in(folder: Path) -> Iterator[None]:
+    """Inside, pickled weights are converted there, by processes that are started, too; not in the user's cache."""
+    name = "PEFT_BENCH_CACHE"
+    before = os.environ.get(name)
+    os.environ[name] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        os.environ.update({} if before is None else {name: before})
+
+
+def _cache_backbone(cache: Path, folder: Path, backbone: BackboneConfig) -> None:
+    """Put a copy of a checkpoint folder into the cache that huggingface_hub keeps of what it has downloaded.
+
+    blobs/ has the files, snapshots/<commit>/ a link by name to each, refs/<branch> the commit.
+    """
+    repository = cache / f"models--{backbone.hub_id.replace('/', '--')}"
+    pinned = re.fullmatch("[0-9a-f]{40}", backbone.revision)
+    snapshot = repository / "snapshots" / (backbone.revision if pinned else COMMIT)
+    for part in (repository / "blobs", repository / "refs", snapshot):
+        part.mkdir(parents=True)
+    for file in sorted(folder.iterdir()):
+        content = file.read_bytes()
+        blob = repository / "blobs" / hashlib.sha256(content).hexdigest()
+        blob.write_bytes(content)
+        (snapshot / file.name).symlink_to(Path("../..", "blobs", blob.name))
+    if not pinned:
+        (repository / "refs" / backbone.revision).write_text(COMMIT)
 
 
 def _cache_task(cache: Path, folder: Path, task: TaskConfig) -> None:

@@ -1,9 +1,11 @@
 """Stand-ins of published checkpoints in the hub's own layout, for `peft-bench rehearse` and tests.
 
     <backbones>/google-bert/bert-large-uncased/    config.json, model.safetensors, tokenizer.json, vocab.txt, ...
+    <backbones>/facebook/bart-large/               config.json, pytorch_model.bin, tokenizer.json, vocab.json, ...
 
 Real: the configuration class, model_type, special token ids, positions, segments, number of heads, the tensor names of
-the papers' checkpoints, file formats. Not real: one layer, HEAD_SIZE per head, random weights, a small vocabulary.
+the papers' checkpoints, file formats (but for SHARDED). Not real: one layer, HEAD_SIZE per head, random weights, a
+small vocabulary.
 """
 
 import json
@@ -39,6 +41,10 @@ from ..config.schema import BackboneConfig
 from ..pretraining.builders import SENTINELS, byte_level_bpe, unigram_pieces
 from .standin_data import WORDS, sentence
 
+# T5 1.1, its LM-adapted variants and BART are published as pytorch_model.bin, in one file as far as is known. One of
+# them stands in as several files with an index, so that this form is walked, too.
+PICKLED = ("google/t5-", "facebook/bart-")
+SHARDED = "google/t5-xxl-lm-adapt"
 HEAD_SIZE = 4  # width = number of heads times this
 Sizes = dict[str, Any]  # fields of a published configuration
 
@@ -67,9 +73,26 @@ def make_backbone(root: Path, backbone: BackboneConfig, layers: int = 1) -> Path
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": positions}) + "\n")
     model.save_pretrained(folder)
     weights = folder / "model.safetensors"
-    named = {_name_on_hub(name): t for name, t in load_file(weights).items()}
-    save_file(named, weights, metadata={"format": "pt"})
+    if backbone.hub_id.startswith(PICKLED):
+        weights.unlink()
+        _pickle(folder, model, 3 if backbone.hub_id == SHARDED else 1)
+    else:
+        named = {_name_on_hub(name): t for name, t in load_file(weights).items()}
+        save_file(named, weights, metadata={"format": "pt"})
     return folder
+
+
+def _pickle(folder: Path, model: PreTrainedModel, files: int) -> None:
+    """Weights as torch.save writes them: the embedding under each of its names, BART's without its output layer."""
+    tensors = model.base_model.state_dict()  # a T5's base is itself
+    if files == 1:
+        torch.save(tensors, folder / "pytorch_model.bin")
+        return
+    names = {f"pytorch_model-{i + 1:05}-of-{files:05}.bin": [*tensors][i::files] for i in range(files)}
+    for file, within in names.items():
+        torch.save({name: tensors[name] for name in within}, folder / file)
+    index = {name: file for file, within in names.items() for name in within}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
 
 def _encoder_sizes(architecture: Sizes, layers: int) -> Sizes:
@@ -164,10 +187,9 @@ def _t5(folder: Path, sizes: Sizes) -> tuple[PreTrainedTokenizerBase, PreTrained
 
 def _name_on_hub(name: str) -> str:
     """BERT's published files still have TensorFlow's names for LayerNorms; RoBERTa's have today's. GPT-2's are those of
-    the model without its output layer, as are BART's."""
-    for wrapper in ("transformer.", "model."):
-        if name.startswith(wrapper):
-            return name.removeprefix(wrapper)
+    the model without its output layer."""
+    if name.startswith("transformer."):
+        return name.removeprefix("transformer.")
     if not name.startswith(("bert.", "cls.")):
         return name
     return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")

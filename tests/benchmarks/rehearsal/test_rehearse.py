@@ -6,15 +6,21 @@ import socket
 import pytest
 import torch
 import yaml
+from huggingface_hub import scan_cache_dir
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 import peft_bench.runs.run
 from peft_bench.answers.tokens import tokenize
+from peft_bench.backbones import location
+from peft_bench.backbones.loading import load_backbone
+from peft_bench.backbones.location import folder_of
+from peft_bench.backbones.weight_files import commit_of, published_hashes, weight_files
+from peft_bench.config.compose import backbone_choice
 from peft_bench.config.schema import CONF_DIR, BackboneConfig, ScaleConfig, TaskConfig
 from peft_bench.rehearsal.acts import STEPS, compose_act, plan, share_of
 from peft_bench.rehearsal.command import main
-from peft_bench.rehearsal.hub_cache import fill_cache, hub_cache
+from peft_bench.rehearsal.hub_cache import COMMIT, fill_cache, hub_cache
 from peft_bench.rehearsal.offline import no_network
 from peft_bench.rehearsal.standin_data import ROWS, make_task
 from peft_bench.rehearsal.standins import make_backbone
@@ -77,6 +83,44 @@ def test_every_weight_of_the_file_is_read(tmp_path, name):
         if stored not in file:
             stored = stored.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta")
         assert torch.equal(parameter, file[stored]), stored
+
+
+# The forms that published weights have; t5_xxl_lm_adapt stands for what is in several files.
+FORMS_OF = {
+    "roberta_base": ["model.safetensors"],
+    "gpt2": ["model.safetensors"],
+    "bart_large": ["pytorch_model.bin"],
+    "t5_v1_1_base": ["pytorch_model.bin"],
+    "t5_large_lm_adapt": ["pytorch_model.bin"],
+    "t5_xxl_lm_adapt": [f"pytorch_model-0000{i}-of-00003.bin" for i in (1, 2, 3)],
+    "small_t5": ["model.safetensors"],  # ours
+}
+
+
+@pytest.mark.parametrize("name", FORMS_OF)
+def test_weights_in_each_form_load_from_a_folder_and_from_the_hubs_cache(tmp_path, name):
+    """The cache is laid out as the hub's library does it: its scan of a cache finds nothing to warn of."""
+    backbone, cpu = backbone_choice(name), torch.device("cpu")
+    backbone.other_shape, backbone.hub_id = True, backbone.hub_id or "ours/small"
+    folder = make_backbone(tmp_path, backbone)
+    assert [path.name for path in weight_files(folder)] == FORMS_OF[name]
+    fill_cache(tmp_path / "cache", [(str(tmp_path), backbone)], [])
+    (repository,) = scan_cache_dir(tmp_path / "cache" / "hub").repos
+    assert (repository.repo_id, [*repository.refs]) == (backbone.hub_id, ["main"])
+    assert not scan_cache_dir(tmp_path / "cache" / "hub").warnings
+    location._published_folder.cache_clear()  # what was found in the cache of another test
+    with no_network() as attempts, hub_cache(tmp_path / "cache"):
+        from_hub = load_backbone(backbone, PUBLISHED, None, cpu, 0)
+        snapshot = folder_of(backbone, PUBLISHED, None)
+    location._published_folder.cache_clear()
+    assert attempts == []
+    assert all(path.is_symlink() for path in snapshot.iterdir())
+    assert (commit_of(snapshot), commit_of(folder)) == (COMMIT, None)
+    assert published_hashes(snapshot) == published_hashes(folder)
+    from_folder = load_backbone(backbone, PUBLISHED, str(tmp_path), cpu, 0)
+    assert from_hub.sha256 == from_folder.sha256
+    state = from_folder.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in from_hub.model.state_dict().items())
 
 
 def test_no_standin_for_other_architectures(tmp_path):

@@ -120,9 +120,9 @@ def test_weights_configuration_and_tokenizer_count_wherever_they_lie(tmp_path):
     assert digests_of(cfg.backbone, compose_run(["scale=micro"]).scale, None) == {}
     with pytest.raises(BackboneError, match="holds no checkpoint of minilm_l6"):
         digests("nowhere")
-    (tmp_path / "one" / "model.safetensors").rename(tmp_path / "one" / "pytorch_model.bin")
+    (tmp_path / "one" / "model.safetensors").rename(tmp_path / "one" / "weights.safetensors")
     weights_digest.cache_clear()
-    with pytest.raises(BackboneError, match=r"holds no \*\.safetensors"):
+    with pytest.raises(BackboneError, match=r"holds no weights: expected model\.safetensors"):
         digests("one")
 
 
