@@ -5,6 +5,7 @@ A printed score may be compared with a run only if the run is the published sett
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,12 +30,19 @@ def departures(config: Mapping[str, Any]) -> dict[str, list[Any]]:
     task, unknown = _choice(experiment, config["task"]["dataset"], config["task"]["name"])
     if unknown:
         return {group: [name, None] for group, name in unknown.items()}
-    expected = _own(experiment, task, config["settings"], scale)
     grid = _grid(experiment) if scale == "paper" else {}
     given = _flat(config)
-    keys = sorted((given.keys() | expected.keys()) - {"seed"})
-    changed = {key: [given.get(key), expected.get(key)] for key in keys if given.get(key) != expected.get(key)}
-    return {key: both for key, both in changed.items() if both[0] not in grid.get(key, ())}
+
+    def changes(*choices: str) -> dict[str, list[Any]]:
+        expected = _own(experiment, task, config["settings"], scale, *choices)
+        keys = sorted((given.keys() | expected.keys()) - {"seed"})
+        changed = {key: [given.get(key), expected.get(key)] for key in keys if given.get(key) != expected.get(key)}
+        return {key: both for key, both in changed.items() if both[0] not in grid.get(key, ())}
+
+    of_the_experiment = changes()
+    files = [[f"{key}={name}" for name in grid[key]] for key in grid if key != "task" and (CONF_DIR / key).is_dir()]
+    swept = itertools.product(*files) if files and of_the_experiment else ()
+    return {} if any(not changes(*choices) for choices in swept) else of_the_experiment
 
 
 def unused_decoding(cfg: RunConfig) -> list[str]:
@@ -64,12 +72,12 @@ def _choice(experiment: str, dataset: str, name: str) -> tuple[str, dict[str, st
     return task, dict(unknown[:1])
 
 
-@functools.lru_cache(maxsize=64)
-def _own(experiment: str, task: str, settings: str, scale: str) -> dict[str, Any]:
-    return _flat(dataclasses.asdict(_composed(*_words(experiment, task, settings, scale))))
+@functools.lru_cache(maxsize=256)
+def _own(experiment: str, task: str, settings: str, scale: str, *choices: str) -> dict[str, Any]:
+    return _flat(dataclasses.asdict(_composed(*_words(experiment, task, settings, scale), *choices)))
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def _composed(*words: str) -> RunConfig:
     return compose_run(list(words))
 

@@ -22,6 +22,8 @@ PAPERS = (
     "prompt_tuning",
 )  # folders of conf/experiment whose files are printed rows
 OURS = ("trainer/default",)  # groups without a published source
+OF_A_FIELD = ("trainer", "method", "decoding")  # groups whose files are one field of a run
+OF_A_RUN = ("low_data", "start_words")  # those whose files are whole configurations
 UNTRAINED = ("epochs", "max_length", "eval_max_length")  # of the trainer, all that counts where nothing is trained
 
 
@@ -66,7 +68,8 @@ def _stated(experiment: str, settings: str, task: str) -> frozenset[str]:
     content = _read(CONF_DIR / "experiment" / f"{experiment}.yaml")
     keys = set(_keys(content))
     for group, name in _chosen(content):
-        keys |= {f"{group}.{key}" for key in _of_group(group, name)}
+        keys |= set(_keys(_read(CONF_DIR / group / f"{name}.yaml"))) if group in OF_A_RUN else set()
+        keys |= {f"{group}.{key}" for key in _of_group(group, name)} if group in OF_A_FIELD else set()
     recipe = CONF_DIR / "recipe" / settings / experiment / f"{task}.yaml"
     return frozenset(keys | (set(_keys(_read(recipe))) if recipe.is_file() else set()))
 
@@ -75,7 +78,7 @@ def _chosen(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Group and name of each `override /group: name` of a file's defaults."""
     for entry in content.get("defaults", []):
         for key, name in entry.items() if isinstance(entry, dict) else ():
-            if key.startswith("override /") and key.removeprefix("override /") in ("trainer", "method", "decoding"):
+            if key.startswith("override /"):
                 yield key.removeprefix("override /"), name
 
 

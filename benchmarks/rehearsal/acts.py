@@ -17,7 +17,7 @@ from ..config.schema import CONF_DIR, RunConfig, TaskConfig, generation_of
 
 STEPS = 2
 # Of these the first value of a sweep is seen.
-ONE_VALUE = ("seed", "trainer.", "task.", "start_words", "hand_written", "in_context")
+ONE_VALUE = ("seed", "trainer.", "task.", "low_data", "start_words", "hand_written", "in_context")
 
 
 @dataclass(frozen=True)

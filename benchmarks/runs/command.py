@@ -26,6 +26,7 @@ One run is one seed of one setting on one task. OVERRIDE is Hydra's group=option
   settings=NAME        paper (default) or script: whose value, where the paper and its released code disagree
   decoding=NAME        how texts are searched for: {decodings} (task=e2e; docs/e2e.md)
   hand_written=NAME start_words=NAME   prompts, and words a prefix starts from: conf/hand_written/, conf/start_words/
+  low_data=prefix/50   training rows of a low-data run, and its steps: conf/low_data/
   in_context=NAME      instructions and examples that a frozen backbone reads first: conf/in_context/
   tracking=NAME        disabled (default), offline, online: Weights & Biases
   seed=0 device=auto|cpu|cuda threads=N force=true results_dir=results

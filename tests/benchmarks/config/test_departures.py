@@ -24,6 +24,8 @@ def of(*words: str) -> dict[str, list[object]]:
         [LORA, "task=glue/rte", "scale=paper", "seed=3", "results_dir=/elsewhere", "trainer.precision=bf16"],
         [LORA, "task=glue/rte", "scale=paper", "settings=script", "init_from.if_missing=error"],
         [SWEEP, "task=glue/rte", "scale=paper", "trainer.learning_rate=3e-3", "method.bottleneck_dim=256"],
+        ["experiment=prefix_tuning/low_data_random", "task=e2e", "scale=paper", "low_data=prefix/500"],
+        ["experiment=prompt_tuning/size", "task=super_glue/cb", "scale=paper", "backbone=t5_small_lm_adapt"],
         [LORA, "task=wnli"],
         ["experiment=lora/table3_gpt2_medium_lora", "task=e2e_tokenized", "scale=paper"],  # two files named e2e
         ["method=lora", "trainer.max_steps=3"],  # of no experiment
@@ -48,6 +50,8 @@ def test_every_other_value_is_one() -> None:
         "backbone.weights_sha256": ["abc", None],
     }
     assert "backbone.pretrained" in of(*paper, "backbone.pretrained=false")
+    rows = of("experiment=prefix_tuning/low_data_random", "task=e2e", "scale=paper", "low_data=full/50")
+    assert rows["trainer.max_steps"] == [100, 200]
     assert of(SWEEP, "task=glue/rte", "scale=paper", "trainer.learning_rate=1e-3").keys() == {"trainer.learning_rate"}
     assert of(LORA, "task=glue/rte", "scale=paper", "init_from=null").keys() >= {"init_from.experiment"}
     seeds = of(LORA, "task=glue/rte", "scale=paper", "init_from.seeds=[0]")
