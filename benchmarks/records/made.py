@@ -91,6 +91,7 @@ def made_record(
             "name": backbone,
             "stands_for": "bert_large_uncased",
             "published": published,
+            "pinned": published,
             "sha256": hashlib.sha256(backbone.encode()).hexdigest(),
         },
         "data": {"source": source, "sha256": hashlib.sha256(f"{source} {task}".encode()).hexdigest(), "rows": sizes},

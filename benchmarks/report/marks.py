@@ -20,10 +20,25 @@ MARKS = {
     "not_scored_without_java": ("ʲ", "METEOR of a run was not computed: no Java"),
 }
 OTHER_MARK = "ˣ"
+# Of a run that may be compared: nobody names the commit that is the published one. A flag is the kind and the commit.
+UNPINNED = {"unpinned_weights": "ᵘ", "unpinned_data": "ᵈ"}
+
+
+def unpinned(kind: str, commit: str | None) -> str:
+    """The flag of a run whose weights or data are of a commit that conf/pins.yaml does not name."""
+    return f"unpinned_{kind}:{commit or 'unknown'}"
+
+
+def is_suspicious(flag: str) -> bool:
+    """Whether no difference is printed of a run with this flag."""
+    return flag.partition(":")[0] not in UNPINNED
 
 
 def mark(flag: str) -> tuple[str, str]:
     """A flag of a run: its mark, and what it means."""
+    kind, _, commit = flag.partition(":")
+    if kind in UNPINNED:
+        return UNPINNED[kind], f"{kind.replace('_', ' ')}, commit {commit}: which one is the published is not known"
     return MARKS.get(flag, (OTHER_MARK, flag.replace("_", " ")))
 
 

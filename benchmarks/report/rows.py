@@ -10,10 +10,12 @@ from typing import Any
 
 import pandas as pd
 
+from ..config.pins import pins
 from ..config.science import digest_apart_from_search
 from ..records.schema import Record
 from ..records.states import Problem
 from ..records.store import iter_records
+from .marks import unpinned
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ _FIELDS = {  # the part of the record -> the row's field -> its key there
     "provenance": {"git_commit": "git_commit", "git_dirty": "git_dirty"},
 }
 _PLAN = [(path.split("."), list(names.items())) for path, names in _FIELDS.items()]
+PINNED_DATA = {pin.revision for pin in pins().values() if pin.kind == "datasets" and pin.revision}
 _NO_SCORE = dict.fromkeys(_SCORE)
 _NUMBERS = [
     column.name
@@ -160,7 +163,7 @@ def _scores(record: Record) -> list[dict[str, Any]]:
 def _run_fields(record: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that all rows of a record share. A failed record may lack any of the nested objects."""
     run = {name: record[name] for name in ("experiment", "scale", "settings", "task", "seed", "run_id", "status")}
-    run["flags"] = " ".join([*(record.get("flags") or ()), *_stale(record)])
+    run["flags"] = " ".join([*(record.get("flags") or ()), *_stale(record), *_unpinned(record)])
     run["parents"] = " ".join(record.get("parents") or ())
     run["setting"] = _setting(record)
     generation = _generation(record)
@@ -180,6 +183,15 @@ def _stale(record: Mapping[str, Any]) -> tuple[str, ...]:
     """A flag where no command of today makes the record's run: tokenizer and configuration count beside weights."""
     parts = record.get("identity") or {}
     return ("stale",) if "weights" in parts and "files" not in parts else ()
+
+
+def _unpinned(record: Mapping[str, Any]) -> Iterator[str]:
+    """Flags where a run's weights or data are the hub's, at a commit that nobody has pinned."""
+    backbone, data = record.get("backbone") or {}, record.get("data") or {}
+    if backbone.get("published") and not backbone.get("pinned", record["scale"] != "paper"):
+        yield unpinned("weights", backbone.get("commit"))
+    if (commit := data.get("commit")) and commit not in PINNED_DATA:
+        yield unpinned("data", commit)
 
 
 def _generation(record: Mapping[str, Any]) -> Mapping[str, Any]:

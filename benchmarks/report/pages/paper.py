@@ -15,7 +15,17 @@ from ..marks import mark, marks_legend
 from ..page import Inputs, Page, named
 from ..reference import PaperTable, Reference, paper_tables
 from ..render import HOLE, bullets, markdown_table, page
-from ..rules.comparability import Comparison, command, compare, not_run, our_rule, swept, wanted_metric
+from ..rules.comparability import (
+    Comparison,
+    command,
+    compare,
+    not_run,
+    our_rule,
+    reachable,
+    swept,
+    wanted_metric,
+    wanted_split,
+)
 from ..rules.conflicts import conflicts
 from ..rules.selection import RULES
 from .ensembles import vote_cells
@@ -51,7 +61,8 @@ def beside_paper(
     settings: str = "paper",
     votes: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """One line per printed cell of the table, in print order: printed and ours in points, difference or reason.
+    """One line per printed cell of the table, in print order: printed and ours in points, difference or reason, and why
+    no run could ever be compared ("" where one could).
 
     frame: ResultRows of any scale; only the paper scale is looked at. votes: of ensembles (ensembles.vote_cells).
     """
@@ -82,7 +93,7 @@ def beside_paper(
         else:
             result = not_run(cell, table.sweep)
         lines.append(_line(cell, settings, rule, ours if result.same_task else None, result))
-    return pd.DataFrame(_with_averages(lines))
+    return pd.DataFrame(_with_averages(lines)).assign(never=reachable(printed).to_list())
 
 
 def _made_by(rule: str, frame: pd.DataFrame, votes: pd.DataFrame | None) -> pd.DataFrame:
@@ -95,7 +106,7 @@ def _made_by(rule: str, frame: pd.DataFrame, votes: pd.DataFrame | None) -> pd.D
 def _places(cell: Mapping[Any, Any]) -> list[tuple[str, str]]:
     """(split, metric) where our number for a printed cell may be: on the paper's split, else on validation."""
     metric = wanted_metric(cell)
-    split = str(cell["split"]) or ("validation_matched" if cell["task"] == "mnli" else "validation")
+    split = wanted_split(cell) or ("validation_matched" if cell["task"] == "mnli" else "validation")
     return [(split, metric), (split.replace("test", "validation"), metric)]
 
 
@@ -106,6 +117,7 @@ def _line(
         **{name: cell[name] for name in ("experiment", "row", "printed_params", "column", "task")},
         "metric": cell["metric"],
         "likely_metric": cell["likely_metric"],
+        "likely_split": cell.get("likely_split", ""),
         "printed": cell["value"],
         "printed_std": cell["std"],
         "settings": settings,
@@ -173,9 +185,12 @@ class _Reasons:
 
 
 def _printed(cell: Mapping[Any, Any], reasons: _Reasons) -> str:
-    wrong_caption = cell["likely_metric"] and cell["likely_metric"] != cell["metric"]
-    mark = reasons.mark(f"Likely {cell['likely_metric']}, not {cell['metric']} as captioned") if wrong_caption else ""
-    return f"{cell['printed']:.{metric(cell['metric']).decimals}f}{' ' if mark else ''}{mark}"
+    text = [f"{cell['printed']:.{metric(cell['metric']).decimals}f}"]
+    if cell["likely_metric"] and cell["likely_metric"] != cell["metric"]:
+        text.append(reasons.mark(f"Likely {cell['likely_metric']}, not {cell['metric']} as captioned"))
+    if cell["likely_split"]:
+        text.append(reasons.mark(f"Likely of {cell['likely_split']}: the paper does not say which split"))
+    return " ".join(text)
 
 
 def _ours(cell: Mapping[Any, Any], reasons: _Reasons) -> str:
@@ -190,6 +205,14 @@ def _ours(cell: Mapping[Any, Any], reasons: _Reasons) -> str:
     if cell["reason"]:
         text.append(reasons.mark(cell["reason"][0].upper() + cell["reason"][1:]))
     return " ".join(text)
+
+
+def _reach(cells: pd.DataFrame) -> str:
+    """How many cells a run could be compared with, and what keeps the others from it."""
+    shut = cells.loc[cells["never"] != "", "never"].value_counts()
+    others = ", ".join(f"{number} ({reason})" for reason, number in shut.items())
+    reach = f"{len(cells) - int(shut.sum())} of {len(cells)} cells can be compared with a run"
+    return f"{reach}, on the paper's settings and data. The others: {others}." if others else f"{reach}."
 
 
 def _difference(cell: Mapping[Any, Any]) -> str:
@@ -208,4 +231,5 @@ def _legend(cells: pd.DataFrame, sweep: str) -> Sequence[str]:
         legend.append(f"{', '.join(of_reason['row'].drop_duplicates())}: {reason}.")
     if cells["ours"].notna().any():
         legend.append("Ours: the paper's selection rule, ± standard deviation over seeds, (seeds).")
+    legend.append(_reach(cells))
     return [*legend, *marks_legend(flag for flags in cells["flags"] for flag in flags.split())]

@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from ...config.metrics import metric
+from ..marks import is_suspicious
 from ..reference import Reference
 from .selection import best_on_validation_over_sweep_and_seeds
 
@@ -56,6 +59,52 @@ class Comparison:
 def wanted_metric(printed: Mapping[Any, Any]) -> str:
     """What a printed cell measures: the caption's metric, or the likely one where the caption is wrong."""
     return str(printed["likely_metric"] or printed["metric"])
+
+
+def wanted_split(printed: Mapping[Any, Any]) -> str:
+    """The split of a printed cell, or the likely one where the paper does not say; "" where nothing speaks for one."""
+    return str(printed["split"] or printed.get("likely_split") or "")
+
+
+def never(printed: Mapping[Any, Any]) -> str | None:
+    """Why no run whatsoever could be compared with a printed cell; None where one could. Averages follow from the
+    columns of their row (`reachable`)."""
+    if printed["obstacle"]:
+        return str(printed["obstacle"])
+    if printed["metric"] == "glue_score":
+        return "score of the GLUE server"
+    if not printed["backbone"]:
+        return "the paper does not say which size of the backbone"
+    if printed["scored_on"] == "test server":
+        return "scored on the test server, whose labels are hidden"
+    if printed["data"].endswith("_qnli_v1"):
+        return "QNLI version 1 in the paper, 2 here"
+    if printed["selection_rule"] in _UNVERIFIED:
+        return _UNVERIFIED[printed["selection_rule"]].reason
+    if not _is_average(printed) and not wanted_split(printed):
+        return "the paper does not say which split"
+    if "+" in wanted_split(printed):
+        return "a mean of MNLI's halves"
+    return None
+
+
+def reachable(table: pd.DataFrame) -> pd.Series:
+    """Of a printed table (results/reference) for each cell why no run could be compared with it, "" where one could.
+
+    An average can be where all columns of its row can.
+    """
+    cells = table.to_dict("records")
+    reasons = [never(cell) or "" for cell in cells]
+    keys = [(cell["experiment"], cell["row"]) for cell in cells]
+    shut = {key for key, cell, reason in zip(keys, cells, reasons, strict=True) if reason and not _is_average(cell)}
+    for at, cell in enumerate(cells):
+        if _is_average(cell) and keys[at] in shut:
+            reasons[at] = reasons[at] or "an average over cells that cannot be"
+    return pd.Series(reasons, index=table.index, dtype=object)
+
+
+def _is_average(printed: Mapping[Any, Any]) -> bool:
+    return printed["metric"] in ("mean_of_columns", "mean_of_tasks")
 
 
 def swept(reference: Reference) -> frozenset[str]:
@@ -111,8 +160,8 @@ def _other_task(printed: Mapping[Any, Any], ours: Mapping[Any, Any], reference: 
         return f"backbone {ours['backbone']}, the paper's is {printed['backbone']}"
     if ours["published"] not in (True,):  # None and NaN, unknown, count as no
         return (
-            f"the weights of {ours['backbone']} are not known to be the published ones: from the hub they are, a local "
-            f"copy has to have weights_sha256 of conf/backbone/{ours['backbone']}.yaml"
+            f"the weights of {ours['backbone']} are not known to be the published ones: from the hub, at the commit of "
+            "conf/pins.yaml, they are; a local copy has to have the hashes that stand there"
         )
     expected = reference.backbones.get(printed["backbone"], 0)
     if ours["backbone_params"] != expected:
@@ -129,10 +178,10 @@ def _other_task(printed: Mapping[Any, Any], ours: Mapping[Any, Any], reference: 
 def _other_protocol(printed: Mapping[Any, Any], ours: Mapping[Any, Any], rule: str) -> str | None:
     if ours["data_source"] != printed["data"]:
         return "QNLI version 1 in the paper, 2 here"
-    if not printed["split"]:
+    if not wanted_split(printed):
         return "the paper does not say which split"
-    if ours["split"] != printed["split"]:
-        return f"{printed['scored_on']} split" if printed["scored_on"] == "test server" else f"{printed['split']} split"
+    if ours["split"] != wanted_split(printed):
+        return f"{printed['scored_on'] if printed['scored_on'] == 'test server' else wanted_split(printed)} split"
     if ours["metric"] != wanted_metric(printed):
         return f"{ours['metric']}, the paper prints {wanted_metric(printed)}"
     if ours["departures"] is None:
@@ -141,8 +190,8 @@ def _other_protocol(printed: Mapping[Any, Any], ours: Mapping[Any, Any], rule: s
         return f"not the published settings: {ours['departures']}"
     if not ours["clean"]:
         return "made by code that no commit holds, or that no checkout names"
-    if ours["flags"]:
-        return f"a run is flagged: {ours['flags'].replace('_', ' ')}"
+    if flags := " ".join(filter(is_suspicious, ours["flags"].split())):
+        return f"a run is flagged: {flags.replace('_', ' ')}"
     if printed["selection_rule"] != rule:
         unverified = _UNVERIFIED.get(printed["selection_rule"])
         return unverified.reason if unverified else f"{printed['selection_rule']}, here {rule}"

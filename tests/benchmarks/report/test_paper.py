@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from peft_bench.config.compose import compose_run, task_choice
+from peft_bench.config.pins import pins
 from peft_bench.records.made import made_record
 from peft_bench.records.schema import Record
 from peft_bench.report.main import index, make_pages, write_pages
@@ -15,6 +16,7 @@ from peft_bench.report.page import Inputs
 from peft_bench.report.pages import paper, parameters
 from peft_bench.report.reference import Reference, paper_tables, read_reference
 from peft_bench.report.rows import frame_of
+from peft_bench.report.rules.comparability import reachable
 from peft_bench.report.rules.selection import RULES
 
 LORA = "lora/table2_roberta_base_lora"
@@ -23,6 +25,9 @@ TABLES = {table.name: table for table in paper_tables()}
 
 def beside_paper(frame: pd.DataFrame, name: str, reference: Reference, settings: str = "paper") -> pd.DataFrame:
     return paper.beside_paper(frame, TABLES[name], reference, settings)
+
+
+COMMIT = "ab" * 20
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +107,65 @@ def test_printed_totals_of_houlsby_are_not_the_means_of_their_columns(reference:
         assert mean - row.loc[row["column"] == "Total", "value"].item() > 1.4
 
 
+# Of each table: how many cells a run could be compared with, and what keeps the others from it.
+REACH = {
+    "houlsby2019_table1": (
+        0,
+        {"scored on the test server, whose labels are hidden": 27, "score of the GLUE server": 3},
+    ),
+    "lora_table2": (
+        81,  # 9 rows of 8 tasks with their averages: the authors' own, and fine-tuning, whose MNLI is likely matched
+        {
+            "the paper copied it from work whose seeds and selection are not known": 27,
+            "no experiment file yet for a backbone of 1.5B parameters": 18,
+        },
+    ),
+    "lora_table3": (25, {"the paper copied it from work whose seeds and selection are not known": 35}),
+    "prefix_e2e": (70, {}),
+    "prefix_e2e_acl": (70, {}),
+    "prefix_xsum": (
+        0,
+        {
+            "the released code selects by validation ROUGE-2, here it is validation loss": 6,
+            "the paper copied it from work whose seeds and selection are not known": 3,
+        },
+    ),
+    "prompt_tuning_table1": (0, {"the paper does not say which size of the backbone": 14}),
+    "prompt_tuning_table2": (0, {"the paper does not say which size of the backbone": 8}),
+    "prompt_tuning_table3": (36, {}),
+    "prompt_tuning_released": (
+        0,
+        {"one released prompt: how many were trained, and which was chosen, is not said": 4},
+    ),
+    "prompt_design": (
+        0,
+        {"the weights of GPT-3 are not published": 1, "a score of the SuperGLUE server, whose labels are hidden": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_how_many_cells_can_be_compared_and_why_the_others_cannot(reference: Reference, name: str) -> None:
+    reasons = reachable(reference.tables[name])
+    assert (int((reasons == "").sum()), reasons[reasons != ""].value_counts().to_dict()) == REACH[name]
+    text = paper.paper_page(beside_paper(frame_of([]), name, reference), TABLES[name], "", "")
+    can, others = REACH[name]
+    assert f"- {can} of {len(reasons)} cells can be compared with a run" in text
+    assert all(f"{number} ({reason})" in text for reason, number in others.items())
+
+
+def test_a_cell_whose_split_is_likely_is_compared_and_marked(reference: Reference) -> None:
+    experiment = "lora/table2_roberta_base_full"
+    scores = (0.87, 0.872, 0.874, 0.876, 0.878)
+    runs = five(reference, "mnli", scores, experiment=experiment, split="validation_matched")
+    table = beside_paper(frame_of(runs), "lora_table2", reference)
+    mnli = cell(table, "MNLI", experiment)
+    assert mnli["difference"] == pytest.approx(87.4 - 87.6)
+    text = paper.paper_page(table, TABLES["lora_table2"], "", "")
+    assert "Likely of validation_matched: the paper does not say which split" in text
+    assert cell(table, "MNLI", "lora/table2_roberta_base_bitfit")["never"].startswith("the paper copied it")
+
+
 def test_a_comparable_cell_gets_its_difference(reference: Reference) -> None:
     table = beside_paper(frame_of(five(reference, "rte")), "lora_table2", reference)
     rte = cell(table, "RTE")
@@ -109,6 +173,31 @@ def test_a_comparable_cell_gets_its_difference(reference: Reference) -> None:
     assert rte["ours"] == pytest.approx(87.0)  # the median
     assert rte["difference"] == pytest.approx(0.4)
     assert table["difference"].notna().sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("pinned", "commits", "marks"),
+    [
+        (True, {}, []),
+        (False, {"backbone": COMMIT}, [f"ᵘ unpinned weights, commit {COMMIT}"]),
+        (True, {"data": COMMIT}, [f"ᵈ unpinned data, commit {COMMIT}"]),
+        (True, {"data": pins()["nyu-mll/glue"].revision}, []),
+    ],
+)
+def test_an_unpinned_commit_is_compared_and_marked(
+    reference: Reference, pinned: bool, commits: dict[str, str], marks: list[str]
+) -> None:
+    records = five(reference, "rte")
+    for record in records:
+        record["backbone"] |= {"pinned": pinned, "commit": commits.get("backbone")}
+        record["data"]["commit"] = commits.get("data")
+    table = beside_paper(frame_of(records), "lora_table2", reference)
+    assert cell(table, "RTE")["difference"] == pytest.approx(0.4)
+    legend = paper.paper_page(table, TABLES["lora_table2"], "", "").splitlines()
+    assert [line[2 : 2 + len(mark)] for line in legend for mark in ("ᵘ", "ᵈ") if line.startswith(f"- {mark}")] == [
+        mark[0] for mark in marks
+    ]
+    assert all(any(mark in line for line in legend) for mark in marks)
 
 
 def test_mnli_is_compared_on_the_matched_set(reference: Reference) -> None:
@@ -216,14 +305,12 @@ def test_houlsbys_numbers_are_of_the_test_server(reference: Reference) -> None:
     assert cell(qnli, "QNLI", experiment)["reason"] == "not comparable (QNLI version 1 in the paper, 2 here)"
 
 
-def test_copied_rows_and_unclear_splits_are_not_compared(reference: Reference) -> None:
-    bitfit, full = "lora/table2_roberta_base_bitfit", "lora/table2_roberta_base_full"
-    records = five(reference, "mrpc", experiment=bitfit) + five(reference, "mnli", experiment=full)
-    table = beside_paper(frame_of(records), "lora_table2", reference)
+def test_copied_rows_are_not_compared(reference: Reference) -> None:
+    bitfit = "lora/table2_roberta_base_bitfit"
+    table = beside_paper(frame_of(five(reference, "mrpc", experiment=bitfit)), "lora_table2", reference)
     mrpc = cell(table, "MRPC", bitfit)
     assert mrpc["likely_metric"] == "f1"
     assert "seeds and selection are not known" in mrpc["reason"]
-    assert cell(table, "MNLI", full)["reason"] == "not comparable (the paper does not say which split)"
     assert cell(table, "RTE", "lora/table2_deberta_xxl_lora")["reason"].startswith("not run (no experiment file yet")
 
 
