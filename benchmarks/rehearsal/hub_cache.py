@@ -13,6 +13,7 @@ import datasets
 import huggingface_hub
 from datasets.packaged_modules.parquet.parquet import Parquet
 
+from ..config.pins import data_revision_of, revision_of
 from ..config.schema import BackboneConfig, TaskConfig
 
 COMMIT = "0" * 39 + "1"  # of a stand-in in the hub's cache
@@ -62,8 +63,8 @@ def _cache_backbone(cache: Path, folder: Path, backbone: BackboneConfig) -> None
     blobs/ has the files, snapshots/<commit>/ a link by name to each, refs/<branch> the commit.
     """
     repository = cache / f"models--{backbone.hub_id.replace('/', '--')}"
-    pinned = re.fullmatch("[0-9a-f]{40}", backbone.revision)
-    snapshot = repository / "snapshots" / (backbone.revision if pinned else COMMIT)
+    revision = revision_of(backbone)
+    snapshot = repository / "snapshots" / _commit(revision)
     for part in (repository / "blobs", repository / "refs", snapshot):
         part.mkdir(parents=True)
     for file in sorted(folder.iterdir()):
@@ -71,8 +72,13 @@ def _cache_backbone(cache: Path, folder: Path, backbone: BackboneConfig) -> None
         blob = repository / "blobs" / hashlib.sha256(content).hexdigest()
         blob.write_bytes(content)
         (snapshot / file.name).symlink_to(Path("../..", "blobs", blob.name))
-    if not pinned:
-        (repository / "refs" / backbone.revision).write_text(COMMIT)
+    if revision != snapshot.name:
+        (repository / "refs" / revision).write_text(COMMIT)
+
+
+def _commit(revision: str | None) -> str:
+    """The commit that a revision is; of a branch one that is made up."""
+    return revision if revision and re.fullmatch("[0-9a-f]{40}", revision) else COMMIT
 
 
 def _cache_task(cache: Path, folder: Path, task: TaskConfig) -> None:
@@ -81,6 +87,7 @@ def _cache_task(cache: Path, folder: Path, task: TaskConfig) -> None:
     name = task.hub_id.rpartition("/")[2]
     with tempfile.TemporaryDirectory() as scratch:
         subset = task.subset or "default"
-        builder = Parquet(cache_dir=scratch, dataset_name=name, config_name=subset, data_files=files, hash=COMMIT)
+        commit = _commit(data_revision_of(task))
+        builder = Parquet(cache_dir=scratch, dataset_name=name, config_name=subset, data_files=files, hash=commit)
         builder.download_and_prepare()
-        shutil.copytree(builder.cache_dir, cache / task.hub_id.replace("/", "___") / subset / "0.0.0" / COMMIT)
+        shutil.copytree(builder.cache_dir, cache / task.hub_id.replace("/", "___") / subset / "0.0.0" / commit)

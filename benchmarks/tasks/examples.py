@@ -47,6 +47,7 @@ class TaskData:
     inputs: dict[str, list[str]] = field(default_factory=dict)
     references: dict[str, list[list[str]]] = field(default_factory=dict)
     truth: dict[str, np.ndarray] = field(default_factory=dict)
+    commit: str | None = None
 
     def gold(self, split: str) -> Gold:
         """What the answers to a split are scored against."""

@@ -48,7 +48,8 @@ def _load(wanted: Wanted, described: _Labels) -> TaskData:
         labels[split] = _labels(described, columns[described.label_column], where)
         if described.group_columns:
             groups[split] = _groups(described.group_columns, columns, where)
-    return TaskData(texts, labels, source, content_hash(texts, labels, numbers=groups), groups)
+    sha256 = content_hash(texts, labels, numbers=groups)
+    return TaskData(texts, labels, source.name, sha256, groups, commit=source.commit)
 
 
 def _check_description(name: str, described: _Labels) -> None:

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from ..config.pins import data_revision_of
 from ..config.schema import ScaleConfig, TaskConfig
 from . import mrqa
+from .cuts import Cut, cut_of, parts_of
 from .examples import DataError
 
 Columns = Mapping[str, Sequence[Any]]  # column name -> values, row by row
@@ -23,24 +23,16 @@ class Wanted(NamedTuple):
     name: str
     dataset: str
     hub_id: str
-    hub_revision: str | None
+    revision: str | None  # on the hub
     subset: str
     columns: tuple[tuple[str, str], ...]
     splits: tuple[tuple[str, str], ...]
     source: str  # micro or published
     data_dir: str | None
-    cut: "Cut | None" = None
+    cut: Cut | None = None
 
 
-class Cut(NamedTuple):
-    """A split `of` which training, validation and test (roles) are made, by the values of the column `by`."""
-
-    of: str
-    by: str
-    roles: tuple[str, str, str]
-
-
-_SHARES = (0.7, 0.15, 0.15)  # of the values, for training, validation and test
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def wanted_tables(
@@ -51,7 +43,7 @@ def wanted_tables(
         task.name,
         task.dataset,
         task.hub_id,
-        task.hub_revision,
+        data_revision_of(task) if scale.data == "published" else None,
         task.subset,
         tuple(columns),
         splits_of(task, scale, trains),
@@ -70,20 +62,14 @@ def splits_of(task: TaskConfig, scale: ScaleConfig, trains: bool = True) -> tupl
     return tuple(splits)
 
 
-def cut_of(task: TaskConfig) -> Cut | None:
-    """How the splits of a task are made of one; None where each is there by itself. Raises DataError."""
-    if not task.cut_from and not task.cut_by:
-        return None
-    roles = (task.train_split, task.validation_splits[0], (task.test_splits or ["test"])[0])
-    if not (task.cut_from and task.cut_by) or len({*roles}) < 3 or len(task.validation_splits) > 1:
-        raise DataError(
-            f"{task.name}: task.cut_from={task.cut_from!r}, task.cut_by={task.cut_by!r}, splits {', '.join(roles)}; "
-            "expected a split and a column, and one split each, of three names, for training, validation and test"
-        )
-    return Cut(task.cut_from, task.cut_by, roles)
+class Source(NamedTuple):
+    """Where tables are from, as records have it. commit: on the hub, None of a folder and of the generated language."""
+
+    name: str
+    commit: str | None = None
 
 
-def read_tables(wanted: Wanted) -> tuple[dict[str, Columns], str]:
+def read_tables(wanted: Wanted) -> tuple[dict[str, Columns], Source]:
     """Every wanted split with the wanted columns, at least one row each, and where they are from. Raises DataError."""
     if wanted.cut is not None:
         whole = wanted._replace(
@@ -92,44 +78,23 @@ def read_tables(wanted: Wanted) -> tuple[dict[str, Columns], str]:
             cut=None,
         )
         rows, source = read_tables(whole)
-        parts = _cut(rows[wanted.cut.of], wanted.cut, f"split {wanted.cut.of!r} of {wanted.name}")
+        parts = parts_of(rows[wanted.cut.of], wanted.cut, f"split {wanted.cut.of!r} of {wanted.name}")
         return {split: parts[split] for split, _ in wanted.splits}, source
     if wanted.source == "micro":
         from ..micro.load import load_tables
 
         tables: Mapping[str, Columns]
-        tables, source = load_tables(wanted.name)
+        tables, name = load_tables(wanted.name)
+        source = Source(name)
         _require_splits(wanted, tables, f"the generated task {wanted.name}")
     elif wanted.source == "published":
-        tables = _from_hub(wanted) if wanted.data_dir is None else _from_folder(wanted, wanted.data_dir)
-        source = wanted.dataset
+        tables, commit = _from_hub(wanted) if wanted.data_dir is None else (_from_folder(wanted, wanted.data_dir), None)
+        source = Source(wanted.dataset, commit)
     else:
         raise DataError(f"scale.data is {wanted.source!r}, expected 'micro' or 'published'; change it in conf/scale/")
     for split, _ in wanted.splits:
         _check_columns(wanted, tables[split], f"split {split!r} of {wanted.name}")
     return {split: tables[split] for split, _ in wanted.splits}, source
-
-
-def _cut(columns: Columns, cut: Cut, where: str) -> dict[str, Columns]:
-    """The rows of each role: those of a random choice of the values, the same every time."""
-    values = sorted({str(value) for value in columns[cut.by]})
-    ends = np.rint(np.cumsum(_SHARES) * len(values)).astype(int)
-    if min(np.diff([0, *ends])) < 1:
-        raise DataError(
-            f"{where} has {len(values)} different values of {cut.by!r}, expected enough for three splits; change "
-            "task.cut_by"
-        )
-    order = np.random.Generator(np.random.PCG64(20160616)).permutation(len(values))
-    role_of = {values[i]: int(np.searchsorted(ends, place, side="right")) for place, i in enumerate(order)}
-    roles = [role_of[str(value)] for value in columns[cut.by]]
-    return {
-        name: {
-            column: [value for value, role in zip(rows, roles, strict=True) if role == number]
-            for column, rows in columns.items()
-            if len(rows) == len(roles)
-        }
-        for number, name in enumerate(cut.roles)
-    }
 
 
 def _require_splits(wanted: Wanted, present: Mapping[str, Any], place: str) -> None:
@@ -219,7 +184,7 @@ def _literal(path: Path) -> str:
     return glob.escape(str(path))
 
 
-def _from_hub(wanted: Wanted) -> dict[str, Columns]:
+def _from_hub(wanted: Wanted) -> tuple[dict[str, Columns], str | None]:
     import datasets
 
     if not wanted.hub_id:
@@ -229,7 +194,7 @@ def _from_hub(wanted: Wanted) -> dict[str, Columns]:
             + ("jsonl.gz" if wanted.dataset == mrqa.DATASET else "parquet")
         )
     try:
-        tables = datasets.load_dataset(wanted.hub_id, wanted.subset or None, revision=wanted.hub_revision)
+        tables = datasets.load_dataset(wanted.hub_id, wanted.subset or None, revision=wanted.revision)
     except Exception as error:  # no network, no such data set, no access: the library has a class for each
         raise DataError(
             f"cannot load {_on_hub(wanted)} from the Hugging Face hub "
@@ -237,7 +202,19 @@ def _from_hub(wanted: Wanted) -> dict[str, Columns]:
             f"<folder>/{(Path(wanted.dataset) / wanted.subset).as_posix()}/<split>.parquet instead"
         ) from error
     _require_splits(wanted, tables, f"{_on_hub(wanted)} on the hub")
-    return {split: _used_columns(wanted, tables[split]) for split, _ in wanted.splits}
+    commit = _commit_of(tables[wanted.splits[0][0]])
+    if wanted.revision and _COMMIT.fullmatch(wanted.revision) and commit not in (None, wanted.revision):
+        raise DataError(  # offline the library takes whatever it has
+            f"the cache holds {_on_hub(wanted)} at the commit {commit}, expected {wanted.revision}: load it once with "
+            f"network, or take that commit by task.hub_revision={commit}"
+        )
+    return {split: _used_columns(wanted, tables[split]) for split, _ in wanted.splits}, commit
+
+
+def _commit_of(rows: Any) -> str | None:
+    """The commit of the hub that a datasets.Dataset was made from, by which its folder in the cache is called."""
+    parents = [Path(file["filename"]).parent.name for file in rows.cache_files]
+    return next((name for name in parents if _COMMIT.fullmatch(name)), None)
 
 
 def _on_hub(wanted: Wanted) -> str:

@@ -4,6 +4,7 @@ Rows of a split are pairs of a source line and one target; different sources are
 in the order of their first rows, each against all targets of its rows (as both papers' code groups them).
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -119,7 +120,8 @@ def _load(wanted: Wanted, how: _How) -> TaskData:
     for column in labels.values():
         column.setflags(write=False)
     sha256 = content_hash(texts, labels, references, truth)
-    return TaskData(texts, labels, source, sha256, inputs=inputs, references=references, truth=truth)
+    data = TaskData(texts, labels, source.name, sha256, inputs=inputs, references=references, truth=truth)
+    return dataclasses.replace(data, commit=source.commit)
 
 
 def _rows(

@@ -17,6 +17,7 @@ from peft_bench.backbones.loading import load_backbone
 from peft_bench.backbones.location import folder_of
 from peft_bench.backbones.weight_files import commit_of, published_hashes, weight_files
 from peft_bench.config.compose import backbone_choice
+from peft_bench.config.pins import data_revision_of, revision_of
 from peft_bench.config.schema import CONF_DIR, BackboneConfig, ScaleConfig, TaskConfig
 from peft_bench.rehearsal.acts import STEPS, compose_act, plan, share_of
 from peft_bench.rehearsal.command import main
@@ -106,7 +107,8 @@ def test_weights_in_each_form_load_from_a_folder_and_from_the_hubs_cache(tmp_pat
     assert [path.name for path in weight_files(folder)] == FORMS_OF[name]
     fill_cache(tmp_path / "cache", [(str(tmp_path), backbone)], [])
     (repository,) = scan_cache_dir(tmp_path / "cache" / "hub").repos
-    assert (repository.repo_id, [*repository.refs]) == (backbone.hub_id, ["main"])
+    pinned = (revision := revision_of(backbone)) != "main"
+    assert (repository.repo_id, [*repository.refs]) == (backbone.hub_id, [] if pinned else ["main"])
     assert not scan_cache_dir(tmp_path / "cache" / "hub").warnings
     location._published_folder.cache_clear()  # what was found in the cache of another test
     with no_network() as attempts, hub_cache(tmp_path / "cache"):
@@ -115,7 +117,7 @@ def test_weights_in_each_form_load_from_a_folder_and_from_the_hubs_cache(tmp_pat
     location._published_folder.cache_clear()
     assert attempts == []
     assert all(path.is_symlink() for path in snapshot.iterdir())
-    assert (commit_of(snapshot), commit_of(folder)) == (COMMIT, None)
+    assert (commit_of(snapshot), commit_of(folder)) == (revision if pinned else COMMIT, None)
     assert published_hashes(snapshot) == published_hashes(folder)
     from_folder = load_backbone(backbone, PUBLISHED, str(tmp_path), cpu, 0)
     assert from_hub.sha256 == from_folder.sha256
@@ -140,11 +142,27 @@ def test_data_from_a_folder_and_from_the_hub_are_the_same(tmp_path, name):
         labelled._load.cache_clear()  # what was loaded from the hub of another test
         from_hub = load_task(task, PUBLISHED, None)
     assert from_hub.sha256 == from_folder.sha256
+    assert (from_hub.commit, from_folder.commit) == (data_revision_of(task), None)
     assert len(from_folder.texts[task.train_split]) == ROWS["train"]
     assert from_folder.texts.keys() == {task.train_split, *task.validation_splits}
     assert attempts == []
     with pytest.raises(DataError, match="the hub's mark for a hidden label"):
         load_task(task, ScaleConfig(name="paper", data="published", evaluate_test=True), str(tmp_path))
+
+
+def test_data_of_another_commit_than_the_pinned_one_are_refused(tmp_path, monkeypatch):
+    """Offline `datasets` takes whatever commit its cache has."""
+    task = task_config("rte")
+    make_task(tmp_path, task)
+    with monkeypatch.context() as other:
+        other.setattr("peft_bench.rehearsal.hub_cache.data_revision_of", lambda task: COMMIT)
+        fill_cache(tmp_path / "cache", [], [(str(tmp_path), task)])
+    with no_network(), hub_cache(tmp_path / "cache"):
+        labelled._load.cache_clear()
+        with pytest.raises(DataError, match=rf"at the commit {COMMIT}, expected bcdcba7.*task\.hub_revision={COMMIT}"):
+            load_task(task, PUBLISHED, None)
+        task.hub_revision = COMMIT
+        assert load_task(task, PUBLISHED, None).commit == COMMIT
 
 
 def test_some_row_fills_all_positions(tmp_path):
