@@ -47,6 +47,8 @@ VERBS = {
                    "trained runs decoded and scored in other ways: what each is worth (peft-bench errata e2e_gap)"),
     "pretrain": Verb("pretraining.command:main", "prepare",
                      "the micro backbones from the generated language, or a small GPT-2 or T5 from real text"),
+    "pins": Verb("backbones.check_pins:main", "prepare",
+                 "the commits and hashes of published checkpoints and data; --check asks the hub, for metadata alone"),
     "rehearse": Verb("rehearsal.command:main", "prepare",
                      "every experiment at scale=paper for two steps, offline, on stand-ins"),
 }

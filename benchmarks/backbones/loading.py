@@ -30,6 +30,7 @@ from ..config.kinds import kind_of
 from ..config.schema import BackboneConfig, ScaleConfig
 from .checks import check_shape, check_tokenizer
 from .location import BackboneError, folder_of, stand_in, weights_digest, weights_folder
+from .origin import Origin, origin_of
 from .weight_files import weight_files
 
 
@@ -37,15 +38,15 @@ from .weight_files import weight_files
 class Backbone:
     """A loaded checkpoint. name: what was loaded; stands_for: the published one it stands in for (or the same).
 
-    published: the weights are those of the paper's checkpoint: they came from its place on the hub, or are the bytes
-    that conf/backbone/ pins. sha256: `weights_digest`, "random" without weights.
+    origin: whether the weights are those of the paper's checkpoint, and of which commit. sha256: `weights_digest`,
+    "random" without weights.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     stands_for: str
-    published: bool
+    origin: Origin
     sha256: str
 
 
@@ -57,14 +58,13 @@ def load_backbone(
     folder = folder_of(backbone, scale, backbone_dir)
     if not stands_in:
         check_shape(backbone, _read(folder)[0], folder)
+        origin = origin_of(backbone, folder, backbone_dir)
     fields = (backbone.model_type, backbone.pooler, backbone.dtype)
     model, tokenizer = _load(str(folder), *fields, str(device), None if backbone.pretrained else seed)
     sha256 = weights_digest(folder) if backbone.pretrained else "random"
     if stands_in:
-        return Backbone(model, tokenizer, stands_in.name, backbone.name, False, sha256)
-    published = backbone.pretrained and not backbone.other_shape
-    published = published and (backbone_dir is None or sha256 == backbone.weights_sha256)
-    return Backbone(model, tokenizer, backbone.name, backbone.name, published, sha256)
+        return Backbone(model, tokenizer, stands_in.name, backbone.name, Origin(False), sha256)
+    return Backbone(model, tokenizer, backbone.name, backbone.name, origin, sha256)
 
 
 @functools.lru_cache(maxsize=8)
@@ -246,6 +246,5 @@ def _quiet() -> Iterator[None]:
 
 def describe(backbone: Backbone) -> dict[str, Any]:
     """What the record says about the backbone."""
-    return {
-        f.name: getattr(backbone, f.name) for f in dataclasses.fields(backbone) if f.name not in ("model", "tokenizer")
-    }
+    named = {"name": backbone.name, "stands_for": backbone.stands_for, "sha256": backbone.sha256}
+    return named | dataclasses.asdict(backbone.origin)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import snapshot_download
 
+from ..config.pins import revision_of
 from ..config.schema import BackboneConfig, ScaleConfig
 from .hashes import file_sha256
 from .weight_files import FORMS, POINTER, BackboneError, commit_of, sharded, weight_files
@@ -39,9 +40,11 @@ def stand_in(backbone: BackboneConfig, scale: ScaleConfig) -> Path | None:
 
 def folder_of(backbone: BackboneConfig, scale: ScaleConfig, backbone_dir: str | None) -> Path:
     """Where the checkpoint lies that a run is made on."""
-    return stand_in(backbone, scale) or _published_folder(
-        backbone.name, backbone.hub_id, backbone.revision, backbone_dir
-    )
+    return stand_in(backbone, scale) or _published(backbone, backbone_dir)
+
+
+def _published(backbone: BackboneConfig, backbone_dir: str | None) -> Path:
+    return _published_folder(backbone.name, backbone.hub_id, revision_of(backbone), backbone_dir)
 
 
 def digests_of(backbone: BackboneConfig, scale: ScaleConfig, backbone_dir: str | None) -> dict[str, str]:
@@ -52,7 +55,7 @@ def digests_of(backbone: BackboneConfig, scale: ScaleConfig, backbone_dir: str |
     """
     if stand_in(backbone, scale):
         return {}
-    folder = _published_folder(backbone.name, backbone.hub_id, backbone.revision, backbone_dir)
+    folder = _published(backbone, backbone_dir)
     return {"weights": weights_digest(folder) if backbone.pretrained else "random", "files": files_digest(folder)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from ..config.metrics import metric
 
@@ -24,6 +24,8 @@ class Backbone(TypedDict):
     stands_for: str
     published: bool  # the published weights, not a stand-in
     sha256: str | None
+    commit: NotRequired[str | None]  # on the hub; None of a folder
+    pinned: NotRequired[bool]  # conf/pins.yaml names that commit or, of a folder, the hashes
 
 
 class Data(TypedDict):
@@ -32,6 +34,7 @@ class Data(TypedDict):
     source: str
     sha256: str
     rows: dict[str, int]  # split -> number of examples
+    commit: NotRequired[str | None]  # on the hub; None of a folder and of the generated language
 
 
 class Selection(TypedDict):

@@ -1,8 +1,10 @@
 """A control has no backbone: it is fitted, scored and recorded without a walk through attach and train."""
 
+import dataclasses
 import time
 
 from ..answers.predictions import Labels, Words
+from ..backbones.origin import Origin
 from ..config.compose import build_method
 from ..config.kinds import writes_text
 from ..records.store import write_record
@@ -40,7 +42,8 @@ def make_control(p: Prepared) -> Outcome:
         "processes": 1,
         "versions": {},
     }
-    backbone = {"name": "none", "stands_for": p.cfg.backbone.name, "published": False, "sha256": None}
+    backbone = {"name": "none", "stands_for": p.cfg.backbone.name, "sha256": None}
+    backbone |= dataclasses.asdict(Origin(False))
     written = assemble(p, backbone, numerics, scored)
     write_record(p.cfg.results_dir, written, scored.columns)
     return done(p, written)

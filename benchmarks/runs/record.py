@@ -97,7 +97,12 @@ def assemble(p: Prepared, backbone: dict[str, Any], numerics: dict[str, Any], sc
         "status": "done",
         "cause": None,
         "backbone": backbone,
-        "data": {"source": data.own.source, "sha256": data.sha256, "rows": data.rows()},
+        "data": {
+            "source": data.own.source,
+            "sha256": data.sha256,
+            "rows": data.rows(),
+            "commit": data.own.commit,
+        },
         "selection": {
             "checkpoint": cfg.trainer.selection,
             "split": cfg.task.validation_splits[0],

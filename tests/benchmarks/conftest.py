@@ -17,6 +17,7 @@ from peft_bench.answers.job import Job, ScoredSplit
 from peft_bench.answers.sequences import flat
 from peft_bench.answers.tokens import Split, Tokens
 from peft_bench.backbones.loading import Backbone
+from peft_bench.backbones.origin import Origin
 from peft_bench.config.compose import compose_run
 from peft_bench.config.schema import (
     BackboneConfig,
@@ -158,7 +159,7 @@ def toy_texts(tiny_backbone, toy_split, toy_config) -> Callable[..., tuple[Attac
         model = tiny_backbone(architecture, torch.float64, dropout=0.1)
         begin, pad, end = SPECIAL[architecture]
         tokenizer = cast(Any, SimpleNamespace(bos_token_id=begin, pad_token_id=pad, eos_token_id=end))
-        backbone = Backbone(model, tokenizer, "tiny", "tiny", False, "")
+        backbone = Backbone(model, tokenizer, "tiny", "tiny", Origin(False), "")
         cfgs = [written(toy_config(**fields)) for _, fields in runs]
         attached = attach(model, [METHODS[name] for name, _ in runs], seeds=[cfg.seed for cfg in cfgs])
         jobs = []

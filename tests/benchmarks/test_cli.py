@@ -21,7 +21,7 @@ def test_the_help_names_every_verb_once_in_its_group(capsys: pytest.CaptureFixtu
         "make": ["run", "sweep", "plan", "status", "verify"],
         "read": ["report", "params", "tuning"],
         "measure": ["score", "latency", "ensemble", "nearest", "errata"],
-        "prepare": ["pretrain", "rehearse"],
+        "prepare": ["pretrain", "pins", "rehearse"],
     }
     assert max(map(len, printed.split("\n"))) <= 120
 

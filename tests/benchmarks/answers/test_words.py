@@ -13,6 +13,7 @@ from peft_bench.answers import of
 from peft_bench.answers.words import WordAnswers
 from peft_bench.backbones.loading import Backbone, load_backbone
 from peft_bench.backbones.location import MICRO_BACKBONES
+from peft_bench.backbones.origin import Origin
 from peft_bench.config.compose import compose_run
 from peft_bench.config.schema import RunConfig, TextConfig, text_of
 from peft_bench.metrics.scores import ILLEGAL
@@ -242,7 +243,7 @@ def test_a_decoder_begins_in_training_as_its_configuration_says(task: str, start
         torch.manual_seed(0)
         model = T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **sizes, **ids)).eval()
     cfg = config("t5", f"task={task}", "decoding=greedy")
-    answers = of(cfg, cfg.task, Backbone(model, tokenizer, "mine", "mine", False, "0"))
+    answers = of(cfg, cfg.task, Backbone(model, tokenizer, "mine", "mine", Origin(False), "0"))
     tokens = answers.tokenize(load_task(cfg.task, cfg.scale, None))["validation"].examples
     batch = answers.training_batch(tokens, np.arange(3))
     assert batch["decoder_input_ids"][:, 0].tolist() == [start] * 3

@@ -203,11 +203,11 @@ def test_another_shape_than_the_published_one_is_refused_unless_it_only_stands_i
     backbone.other_shape = True
     digest = load(folder, backbone).sha256
     backbone.weights_sha256 = digest
-    assert load(folder, backbone).published is False
+    assert load(folder, backbone).origin.published is False
     backbone.other_shape, backbone.architecture = False, {"vocab_size": 363, "num_attention_heads": 4}
     heads = AutoConfig.from_pretrained(folder).num_attention_heads
     backbone.architecture["num_attention_heads"] = heads
-    assert load(folder, backbone).published is True
+    assert load(folder, backbone).origin.published is True
     backbone.architecture["num_attention_heads"] = 2 * heads  # no tensor shows it
     with pytest.raises(BackboneError, match=f"has num_attention_heads={heads}, bert_base_uncased {2 * heads}"):
         load(folder, backbone)
