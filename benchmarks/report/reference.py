@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from .layouts import read_layouts
 
@@ -36,6 +37,7 @@ class Reference:
     params: pd.DataFrame  # printed parameter counts
     splits: dict[tuple[str, str], float]  # (task, split) -> examples in the published data
     backbones: dict[str, float]  # name -> parameters of the published backbone
+    without_rate: frozenset[str]  # experiments whose learning rate nobody published: runs of ours have another row's
 
 
 def read_reference(directory: Path | str = DIRECTORY) -> Reference:
@@ -46,7 +48,23 @@ def read_reference(directory: Path | str = DIRECTORY) -> Reference:
     sizes = dict(zip(zip(splits["task"], splits["split"], strict=True), splits["rows"], strict=True))
     backbones = _read(directory / "backbones.csv")
     shapes = dict(zip(backbones["backbone"], backbones["params"], strict=True))
-    return Reference(tables, _read(directory / "param_counts.csv"), sizes, shapes)
+    return Reference(
+        tables, _read(directory / "param_counts.csv"), sizes, shapes, _without_rate(directory / "settings")
+    )
+
+
+def _without_rate(directory: Path) -> frozenset[str]:
+    """Whose learning rate the table of settings has as unpublished, by the paper."""
+    found = set()
+    for path in sorted(directory.glob("*.yaml")):
+        table = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for experiment, settings in table["rows"].items():
+            row = settings["paper"]
+            entries = [table["groups"][group] for group in row["groups"]] + [row.get("values", {})]
+            rates = [part["trainer.learning_rate"] for part in entries if "trainer.learning_rate" in part]
+            if rates and "unpublished" in rates[-1]:
+                found.add(experiment)
+    return frozenset(found)
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -93,7 +93,7 @@ def beside_paper(
         else:
             result = not_run(cell, table.sweep)
         lines.append(_line(cell, settings, rule, ours if result.same_task else None, result))
-    return pd.DataFrame(_with_averages(lines)).assign(never=reachable(printed).to_list())
+    return pd.DataFrame(_with_averages(lines)).assign(never=reachable(printed, reference).to_list())
 
 
 def _made_by(rule: str, frame: pd.DataFrame, votes: pd.DataFrame | None) -> pd.DataFrame:

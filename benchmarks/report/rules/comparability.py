@@ -47,6 +47,9 @@ _UNVERIFIED = {
 }
 
 
+_NO_RATE = "nobody published the learning rate of the row, ours is that of another"
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Our number against a printed one: a difference in points, or the reason why there is none."""
@@ -66,7 +69,7 @@ def wanted_split(printed: Mapping[Any, Any]) -> str:
     return str(printed["split"] or printed.get("likely_split") or "")
 
 
-def never(printed: Mapping[Any, Any]) -> str | None:
+def never(printed: Mapping[Any, Any], reference: Reference) -> str | None:
     """Why no run whatsoever could be compared with a printed cell; None where one could. Averages follow from the
     columns of their row (`reachable`)."""
     if printed["obstacle"]:
@@ -81,6 +84,8 @@ def never(printed: Mapping[Any, Any]) -> str | None:
         return "QNLI version 1 in the paper, 2 here"
     if printed["selection_rule"] in _UNVERIFIED:
         return _UNVERIFIED[printed["selection_rule"]].reason
+    if printed["experiment"] in reference.without_rate:
+        return _NO_RATE
     if not _is_average(printed) and not wanted_split(printed):
         return "the paper does not say which split"
     if "+" in wanted_split(printed):
@@ -88,13 +93,13 @@ def never(printed: Mapping[Any, Any]) -> str | None:
     return None
 
 
-def reachable(table: pd.DataFrame) -> pd.Series:
-    """Of a printed table (results/reference) for each cell why no run could be compared with it, "" where one could.
+def reachable(table: pd.DataFrame, reference: Reference) -> pd.Series:
+    """Of a printed table of the reference for each cell why no run could be compared with it, "" where one could.
 
     An average can be where all columns of its row can.
     """
     cells = table.to_dict("records")
-    reasons = [never(cell) or "" for cell in cells]
+    reasons = [never(cell, reference) or "" for cell in cells]
     keys = [(cell["experiment"], cell["row"]) for cell in cells]
     shut = {key for key, cell, reason in zip(keys, cells, reasons, strict=True) if reason and not _is_average(cell)}
     for at, cell in enumerate(cells):
@@ -146,7 +151,9 @@ def compare(
     if failed:
         reason = f"{len(failed)} more runs failed: {', '.join(sorted(set(failed)))}"
         return Comparison(None, f"not comparable ({reason})", True)
-    if reason := _other_protocol(printed, ours, rule):
+    if reason := _other_protocol(printed, ours, rule) or (
+        _NO_RATE if printed["experiment"] in reference.without_rate else None
+    ):
         return Comparison(None, f"not comparable ({reason})", True)
     return Comparison(metric(ours["metric"]).unit * ours["score"] - printed["value"], None, True)
 
