@@ -122,8 +122,8 @@ def _published_folder(name: str, hub_id: str, revision: str, backbone_dir: str |
             raise
         except (OSError, ValueError) as error:  # the hub's errors are OSErrors, those about names ValueErrors
             raise BackboneError(
-                f"cannot load the backbone {hub_id!r} from the hub (offline? set backbone_dir=... to a local copy): "
-                f"{str(error).splitlines()[0]}"
+                f"cannot load the backbone {hub_id!r} at {revision} from the hub (offline? set backbone_dir=... to a "
+                f"local copy, or backbone.revision=... to a commit in the hub's cache): {str(error).splitlines()[0]}"
             ) from error
     root = Path(backbone_dir).expanduser()
     for folder in (root, root / hub_id):

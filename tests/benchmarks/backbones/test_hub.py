@@ -125,4 +125,4 @@ def test_one_form_is_fetched_and_found_again_without_the_hub(tmp_path, hub):
     snapshot = tmp_path / "hub" / "models--every--form" / "snapshots" / COMMIT
     (snapshot / "model.safetensors").unlink()
     (snapshot / "pytorch_model.bin").write_bytes(b"{}")
-    assert fetch(tmp_path, nowhere, offline=True)["every/form"].startswith("cannot load the backbone 'every/form' from")
+    assert fetch(tmp_path, nowhere, offline=True)["every/form"].startswith("cannot load the backbone 'every/form' at ")
