@@ -47,12 +47,19 @@ def conflicts(frame: pd.DataFrame, swept: Collection[str]) -> list[Conflict]:
 
 def of_mean(rows: pd.DataFrame) -> str | None:
     """Why these runs have no mean: one seed (and subsample) twice, or runs of a task that differ in more than that.
+    Subsamples are different data; runs of one have to have read the same.
 
     rows: of the runs of one point of a curve, or one term of a claim; they may be of several tasks.
     """
     runs = rows.drop_duplicates(RUN)
     for task, of_task in runs.groupby("task"):
-        varied = [name for name in [*_MUST_AGREE, *SEARCHED] if of_task[name].nunique(dropna=False) > 1]
+        of_sample = of_task.groupby("train_sample", dropna=False)
+        varied = [
+            name
+            for name in [*_MUST_AGREE, *SEARCHED]
+            if (of_sample[name].nunique(dropna=False).max() if name == "data_sha256" else of_task[name].nunique(False))
+            > 1
+        ]
         if varied:
             return f"runs on {task} differ in {_values(of_task, varied)}"
         twice = of_task[of_task.duplicated(["seed", "train_sample"], keep=False)]

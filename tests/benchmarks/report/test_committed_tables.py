@@ -27,6 +27,21 @@ def test_the_committed_tables_are_those_of_the_committed_records(tmp_path: Path)
     }
 
 
+def test_every_committed_page_of_our_runs_and_every_figure_has_its_numbers() -> None:
+    """A hole is a row without runs (the eight splits of no validation, the average of a row that lacks a task)."""
+    tables = RESULTS / "tables"
+    ours = [path for path in tables.glob("*.csv") if path.name.startswith(("micro_", "small"))]
+    assert len(ours) >= 25
+    for path in ours:
+        cells = pd.read_csv(path)
+        (column, *_) = [name for name in ("mean", "score", "average", "difference", "cohesion") if name in cells]
+        assert cells[column].notna().mean() > 0.75, path.name
+        assert "conflict" not in "".join(table_lines(path.with_suffix(".md"))), path.name
+    for figure in tables.glob("*.svg"):
+        cells = pd.read_csv(figure.with_suffix(".csv"))
+        assert cells[[name for name in ("mean", "difference") if name in cells]].notna().all(axis=None), figure.name
+
+
 def test_the_readmes_tables_are_the_committed_ones() -> None:
     readme = table_lines(ROOT / "README.md")
     for name, first in (

@@ -11,7 +11,7 @@ from scipy import stats
 from peft_bench.records.made import made_record
 from peft_bench.records.schema import Record
 from peft_bench.report.rows import frame_of
-from peft_bench.report.rules.conflicts import conflicts
+from peft_bench.report.rules.conflicts import conflicts, of_mean
 from peft_bench.report.rules.over_tasks import seed_means
 from peft_bench.report.rules.selection import (
     RULES,
@@ -174,6 +174,25 @@ def test_runs_that_belong_together_are_no_conflict() -> None:
     ]
     failed = made_record(LORA, "rte", 0, None, failed="diverged", trainer={"learning_rate": 1.0})
     assert causes(*seeds, *sweep, *scratch, failed) == []
+
+
+@pytest.mark.parametrize(
+    ("samples", "data", "cause"),
+    [
+        ([0, 1], ["a", "b"], None),  # subsamples are different data
+        ([0, 0], ["a", "b"], "runs on rte differ in data_sha256 (a, b)"),
+        ([None, None], ["a", "b"], "runs on rte differ in data_sha256 (a, b)"),
+        ([0, 1], ["a", "a"], None),
+    ],
+)
+def test_a_mean_is_over_one_data_set_or_its_subsamples(
+    samples: list[float | None], data: list[str], cause: str | None
+) -> None:
+    frame = frame_of([made_record(LORA, "rte", seed, 0.8) for seed in range(2)])
+    first = frame["run_id"] == frame["run_id"].iloc[0]
+    frame["data_sha256"] = first.map({True: data[0], False: data[1]})
+    frame["train_sample"] = first.map({True: samples[0], False: samples[1]})
+    assert of_mean(frame) == cause
 
 
 def test_the_same_run_twice_is_named() -> None:
