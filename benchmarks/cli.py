@@ -31,6 +31,8 @@ VERBS = {
     "verify": Verb("runs.verify:main", "make",
                    "a recorded run again: bit by bit, or within its tolerance on another machine"),
     "report": Verb("report.main:main", "read", "the papers' tables beside our runs, and the micro tables"),
+    "merge": Verb("report.other_machine:main", "read",
+                  "the records of another machine, checked and taken over, and the cells that they change"),
     "params": Verb("studies.params:main", "read",
                    "trainable-parameter counts beside the printed ones, from configurations alone"),
     "tuning": Verb("report.tuning:main", "read",
