@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from peft_bench.report.main import main
 
@@ -95,3 +96,62 @@ def test_the_readmes_counts_are_the_committed_ones() -> None:
     assert printed == expected
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert f"{len(counts) - len(no)} of {len(counts)} readings" in readme
+
+
+# Decimal numbers that stand beside a link to a page and are not of its runs -> what they are.
+NO_SCORES = {
+    "21.1": "of runs at another rate, before they were made again",
+    "45.4": "likewise",
+    "52.3": "of runs with more tokens than the backbone was pretrained to read, made again",
+    "10.1": "likewise",
+    "3.2": "a version of transformers",
+    "3.4": "parameters, in millions",
+    "6.1": "likewise",
+    "5.7": "bytes, in millions",
+    "14.3": "tokens, in millions",
+    "20.2": "likewise",
+    "1.5": "likewise",
+    "1.1": "a version of T5",
+    "4.48": "the loss of a pretraining: results/pretraining/small_gpt2.json",
+}
+PAGES_OF = re.compile(r"\]\((?:\.\./)?results/tables/(\w+)\.md\)")
+DECIMAL = re.compile(r"(?<![\w.#/])\d+\.\d+(?![\w.]*\d)")
+
+
+def paragraphs(text: str) -> list[str]:
+    """Without tables and code; a list by its items."""
+    parts = [part for part in text.split("\n\n") if not part.startswith(("|", "```"))]
+    return [item for part in parts for item in re.split(r"\n(?=- )", part)]
+
+
+def rounds_to(value: str, said: str) -> bool:
+    """Whether a printed value is the said one, in as many digits."""
+    digits = len(said.partition(".")[2])
+    return len(value.partition(".")[2]) >= digits and f"{float(value):.{digits}f}" == said
+
+
+def strangers(text: str) -> list[str]:
+    """Decimal numbers of paragraphs that name pages of results/tables, and are on none of these."""
+    found = []
+    for paragraph in paragraphs(text):
+        pages = [name for name in PAGES_OF.findall(paragraph) if name != "README"]
+        printed = {
+            value for name in pages for value in DECIMAL.findall((RESULTS / "tables" / f"{name}.md").read_text())
+        }
+        for said in DECIMAL.findall(re.sub(r"`[^`]*`", "", paragraph)) if pages else ():
+            if said not in NO_SCORES and not any(rounds_to(value, said) for value in printed):
+                found.append(said)
+    return found
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.stem
+)
+def test_numbers_beside_a_link_to_a_page_are_on_that_page(path: Path) -> None:
+    assert strangers(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_changed_number_in_a_guide_is_noticed() -> None:
+    text = (ROOT / "docs" / "e2e.md").read_text(encoding="utf-8")
+    assert strangers(text.replace("the top two layers 87.4", "the top two layers 87.3")) == ["87.3"]
+    assert sum(len(DECIMAL.findall(part)) for part in paragraphs(text) if PAGES_OF.search(part)) >= 20
