@@ -16,9 +16,12 @@ from peft_methods.dropout import Dropout
 
 
 class ClassificationHead(nn.Module):
-    """(B, T, H) hidden states and (B, H) pooled vector -> (B, num_labels) logits; one label means regression."""
+    """(B, T, H) hidden states and (B, H) pooled vector -> (B, num_labels) logits; one label means regression.
 
-    def __init__(self, config: PreTrainedConfig, num_labels: int):
+    dropout: the rate before the output layer; None leaves the configuration's.
+    """
+
+    def __init__(self, config: PreTrainedConfig, num_labels: int, dropout: float | None = None):
         super().__init__()
         hidden = config.hidden_size
         # BERT has a pooler of its own; in the others the head's dense layer takes its place.
@@ -32,6 +35,8 @@ class ClassificationHead(nn.Module):
         self.dropout = Dropout(outer if first is None else first)
         self.dense = nn.Linear(hidden, hidden) if self.activation is not None else None
         self.inner_dropout = Dropout(outer if second is None else second) if self.dense is not None else None
+        if dropout is not None:
+            (self.dropout if self.inner_dropout is None else self.inner_dropout).p = dropout
         self.out_proj = nn.Linear(hidden, num_labels)
         for linear in (self.dense, self.out_proj):
             if linear is not None:

@@ -104,7 +104,7 @@ def _load(
     folder: str, model_type: str, pooler: bool, dtype: str, device: str, seed: int | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """seed: of random weights in place of the checkpoint's."""
-    kwargs: dict[str, Any] = {"attn_implementation": "sdpa", "dtype": getattr(torch, dtype)}
+    kwargs: dict[str, Any] = {"attn_implementation": kind_of(model_type).attention, "dtype": getattr(torch, dtype)}
     config, tokenizer = _read(Path(folder))
     if config.model_type != model_type:
         raise BackboneError(f"{folder} is a {config.model_type!r}, expected {model_type!r}; change backbone=...")

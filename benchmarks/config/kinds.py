@@ -13,6 +13,7 @@ class Kind:
     model: str | None = None  # transformers' class with the output layer, where the backbone answers in text itself
     decoder_only: bool = False  # source and target are one sequence
     pooler: bool = False  # it has one, which may be built or left out
+    attention: str = "sdpa"  # transformers' implementation; eager where the architecture has no other
     read_by_the_model: frozenset[str] = frozenset()  # keys of config.json that the configuration class lacks
 
 
@@ -20,9 +21,10 @@ KINDS = {
     "bart": Kind("BartForConditionalGeneration"),
     "bert": Kind(pooler=True),
     "deberta-v2": Kind(
+        attention="eager",
         read_by_the_model=frozenset(
             "position_buckets norm_rel_ebd share_att_key conv_kernel_size conv_act conv_groups".split()
-        )
+        ),
     ),
     "gpt2": Kind("GPT2LMHeadModel", decoder_only=True),
     "llama": Kind("LlamaForCausalLM", decoder_only=True),

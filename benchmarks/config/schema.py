@@ -144,6 +144,8 @@ class TrainerConfig:
     z_loss: float = field(0.0, since=0.0)  # times log(Z)^2 of every token written is added (T5X)
     backbone_dropout: float | None = field(None, since=None)  # null: the backbone's own rates; 0: off (both papers'
     # code on GPT-2)
+    head_dropout: float | None = field(None, since=None)  # before the output layer of a task with labels (null: the
+    # backbone's own rate)
     precision: str = field("fp32", NUMERICS)  # or bf16
     group_by_length: bool = field(False)
     gradient_checkpointing: bool = field(False, NUMERICS)

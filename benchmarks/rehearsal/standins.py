@@ -23,6 +23,9 @@ from transformers import (
     BertConfig,
     BertForPreTraining,
     BertTokenizer,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
+    DebertaV2Tokenizer,
     GPT2Config,
     GPT2LMHeadModel,
     GPT2Tokenizer,
@@ -41,16 +44,16 @@ from ..config.schema import BackboneConfig
 from ..pretraining.builders import SENTINELS, byte_level_bpe, unigram_pieces
 from .standin_data import WORDS, sentence
 
-# T5 1.1, its LM-adapted variants and BART are published as pytorch_model.bin, in one file as far as is known. One of
-# them stands in as several files with an index, so that this form is walked, too.
-PICKLED = ("google/t5-", "facebook/bart-")
+# T5 1.1, its LM-adapted variants, BART and (not verified) DeBERTa are published as pytorch_model.bin, in one file as
+# far as is known. One of them stands in as several files with an index, so that this form is walked, too.
+PICKLED = ("google/t5-", "facebook/bart-", "microsoft/deberta-")
 SHARDED = "google/t5-xxl-lm-adapt"
 HEAD_SIZE = 4  # width = number of heads times this
 Sizes = dict[str, Any]  # fields of a published configuration
 
 
 def make_backbone(root: Path, backbone: BackboneConfig, layers: int = 1) -> Path:
-    """Write `<root>/<hub_id>/` for a BERT, RoBERTa, GPT-2, BART or T5 checkpoint; returns the folder.
+    """Write `<root>/<hub_id>/` for a BERT, RoBERTa, DeBERTa, GPT-2, BART or T5 checkpoint; returns the folder.
 
     One that is not published has no hub_id and is written into `root` itself.
     """
@@ -84,7 +87,8 @@ def make_backbone(root: Path, backbone: BackboneConfig, layers: int = 1) -> Path
 
 def _pickle(folder: Path, model: PreTrainedModel, files: int) -> None:
     """Weights as torch.save writes them: the embedding under each of its names, BART's without its output layer."""
-    tensors = model.base_model.state_dict()  # a T5's base is itself
+    # A T5's base is itself; DeBERTa's pretraining head is published with it.
+    tensors = (model if isinstance(model, DebertaV2ForMaskedLM) else model.base_model).state_dict()
     if files == 1:
         torch.save(tensors, folder / "pytorch_model.bin")
         return
@@ -156,6 +160,20 @@ def _roberta(folder: Path, sizes: Sizes) -> tuple[PreTrainedTokenizerBase, PreTr
     return tokenizer, RobertaForMaskedLM(config)
 
 
+def _deberta(folder: Path, sizes: Sizes) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Unigram pieces between [PAD] [CLS] [SEP] [UNK] as 0 to 3 and [MASK]; attention over relative positions alone."""
+    pieces = [piece for piece in unigram_pieces(_sentences()) if not piece[0].startswith("<")]
+    vocabulary = [*((word, 0.0) for word in ("[PAD]", "[CLS]", "[SEP]", "[UNK]")), *pieces, ("[MASK]", 0.0)]
+    tokenizer = DebertaV2Tokenizer(vocab=vocabulary, unk_id=3, model_max_length=sizes["max_position_embeddings"])
+    config = DebertaV2Config(**{**sizes, "vocab_size": len(vocabulary)})
+    return tokenizer, DebertaV2ForMaskedLM(config)
+
+
+def _deberta_sizes(architecture: Sizes, layers: int) -> Sizes:
+    small = _encoder_sizes(architecture, layers)
+    return small | {"pooler_hidden_size": small["hidden_size"]}
+
+
 def _gpt2(folder: Path, sizes: Sizes) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Byte-level BPE with <|endoftext|> last and no padding token; two line breaks are one token, as published."""
     sentences = [f"{text} active\n\n" for text in _sentences()]  # a word to start a prefix from
@@ -200,6 +218,7 @@ Builder = Callable[[Path, Sizes], tuple[PreTrainedTokenizerBase, PreTrainedModel
 STANDINS: dict[str, tuple[Callable[[Sizes, int], Sizes], Builder]] = {
     "bert": (_encoder_sizes, _bert),
     "roberta": (_encoder_sizes, _roberta),
+    "deberta-v2": (_deberta_sizes, _deberta),
     "gpt2": (_gpt2_sizes, _gpt2),
     "bart": (_bart_sizes, _bart),
     "t5": (_t5_sizes, _t5),

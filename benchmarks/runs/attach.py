@@ -62,7 +62,10 @@ def attach_pack(
     """
     config = backbone.model.config
     writes = writes_text(config.model_type)
-    heads = [None if writes else partial(ClassificationHead, config, p.cfg.task.num_labels) for p in runs]
+    heads = [
+        None if writes else partial(ClassificationHead, config, p.cfg.task.num_labels, p.cfg.trainer.head_dropout)
+        for p in runs
+    ]
     methods = [build_method(with_labels(p.cfg)) for p in runs]
     attached = attach(backbone.model, methods, heads, [p.cfg.seed for p in runs], backbone.tokenizer)
     try:

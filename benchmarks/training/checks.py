@@ -19,6 +19,8 @@ def check_trainer(trainer: TrainerConfig) -> None:
             raise ValueError(f"trainer.{name}={value}: expected at least 1")
     if trainer.backbone_dropout not in (None, 0):
         raise ValueError(f"trainer.backbone_dropout={trainer.backbone_dropout}: expected null (its own rates) or 0")
+    if trainer.head_dropout is not None and not 0 <= trainer.head_dropout < 1:
+        raise ValueError(f"trainer.head_dropout={trainer.head_dropout}: expected 0 or more, below 1, or null")
     for name in ("learning_rate", "eps"):
         if not 0 < getattr(trainer, name) < math.inf:
             raise ValueError(f"trainer.{name}={getattr(trainer, name)}: expected a finite number above 0")

@@ -75,6 +75,18 @@ def test_dropout_rate_is_the_classifiers_or_else_the_hidden_one(architecture, cl
     assert head.inner_dropout is None or head.inner_dropout.p == expected
 
 
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta_v2"])
+def test_a_rate_of_its_own_is_that_before_the_output_layer_alone(architecture, tiny_config):
+    """DeBERTa's cls_dropout, which LoRA's scripts set by task; nothing stands between it and the output layer."""
+    config = tiny_config(architecture)
+    plain, changed = ClassificationHead(config, 2), ClassificationHead(config, 2, 0.37)
+    last = "dropout" if architecture == "bert" else "inner_dropout"
+    rates = {name: module.p for name, module in plain.named_modules() if name.endswith("dropout")}
+    assert {name: module.p for name, module in changed.named_modules() if name.endswith("dropout")} == rates | {
+        last: 0.37
+    }
+
+
 def test_a_bert_head_needs_the_pooler(tiny_config):
     head = ClassificationHead(tiny_config("bert"), 2)
     with pytest.raises(ValueError, match="load the backbone with its pooler"):

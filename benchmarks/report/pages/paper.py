@@ -106,7 +106,7 @@ def _made_by(rule: str, frame: pd.DataFrame, votes: pd.DataFrame | None) -> pd.D
 def _places(cell: Mapping[Any, Any]) -> list[tuple[str, str]]:
     """(split, metric) where our number for a printed cell may be: on the paper's split, else on validation."""
     metric = wanted_metric(cell)
-    split = wanted_split(cell) or ("validation_matched" if cell["task"] == "mnli" else "validation")
+    split = wanted_split(cell).partition("+")[0] or ("validation_matched" if cell["task"] == "mnli" else "validation")
     return [(split, metric), (split.replace("test", "validation"), metric)]
 
 

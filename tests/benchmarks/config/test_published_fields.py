@@ -114,6 +114,7 @@ READ: dict[str, Callable[[Values], bool]] = {
     "trainer.warmup_ratio": lambda v: v["trainer.warmup_steps"] == [None],
     "trainer.loss_reduction": lambda v: v["backbone"][0].startswith(("t5", "gpt2", "bart")),  # they write
     "trainer.regression_bias": lambda v: not v["backbone"][0].startswith(("t5", "gpt2", "bart")),
+    "trainer.head_dropout": lambda v: not v["backbone"][0].startswith(("t5", "gpt2", "bart")),
     "decoding.ngram_counts": lambda v: v["decoding.no_repeat_ngram"] != [0],
     "decoding.length_penalty": lambda v: v["decoding.beams"] != [1],
     "decoding.length_counts": lambda v: v["decoding.beams"] != [1],

@@ -264,6 +264,7 @@ def test_the_named_command_survives_a_shell_and_hydra(short, folder):
         (["trainer.optimizer=sgd"], "expected one of adamw, bert_adam"),
         (["+trainer.lr=3", "+method.rnk=1"], "method.rnk, trainer.lr: no such key"),
         (["trainer.beta1=1.5"], "trainer.beta1=1.5: expected 0 or more, below 1"),
+        (["trainer.head_dropout=1"], "trainer.head_dropout=1.0: expected 0 or more, below 1, or null"),
         (["trainer.weight_decay=-1"], "trainer.weight_decay=-1.0: expected 0 or more"),
         (["trainer.learning_rate=inf"], "expected a finite number above 0"),
         (["task.validation_splits=[]"], "expected at least one of each"),
