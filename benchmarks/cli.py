@@ -30,6 +30,8 @@ VERBS = {
                    "what is done, running, planned, failed (with its cause) and stale"),
     "verify": Verb("runs.verify:main", "make",
                    "a recorded run again: bit by bit, or within its tolerance on another machine"),
+    "list": Verb("report.printed_rows:main", "read",
+                 "the printed rows with their experiments: backbone, trained parameters, what has been run"),
     "report": Verb("report.main:main", "read", "the papers' tables beside our runs, and the micro tables"),
     "merge": Verb("report.other_machine:main", "read",
                   "the records of another machine, checked and taken over, and the cells that they change"),

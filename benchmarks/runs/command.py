@@ -18,7 +18,7 @@ usage: peft-bench run [-m] [OVERRIDE ...] [HYDRA FLAGS]
 
 One run is one seed of one setting on one task. OVERRIDE is Hydra's group=option or key=value:
 
-  experiment=NAME      one printed row of a paper's table: {experiments}
+  experiment=NAME      one printed row of a paper's table, or a figure's: `peft-bench list` names them
   task=NAME            {tasks}
   backbone=NAME        {backbones}
   method=NAME          {methods}
@@ -96,7 +96,6 @@ def _help() -> str:
         return textwrap.fill(", ".join(choices(group)), 118, subsequent_indent=" " * 23)
 
     return HELP.format(
-        experiments=wrapped("experiment"),
         tasks=wrapped("task"),
         backbones=wrapped("backbone"),
         methods=wrapped("method"),

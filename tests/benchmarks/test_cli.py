@@ -19,7 +19,7 @@ def test_the_help_names_every_verb_once_in_its_group(capsys: pytest.CaptureFixtu
     verbs = {lines[0]: [line.split()[0] for line in lines[1:] if line[:3] != "   "] for lines in groups}
     assert verbs == {
         "make": ["run", "sweep", "plan", "status", "verify"],
-        "read": ["report", "merge", "params", "tuning"],
+        "read": ["list", "report", "merge", "params", "tuning"],
         "measure": ["score", "latency", "ensemble", "nearest", "errata"],
         "prepare": ["pretrain", "pins", "rehearse"],
     }
