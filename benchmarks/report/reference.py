@@ -57,7 +57,7 @@ def _without_rate(directory: Path) -> frozenset[str]:
     """Whose learning rate the table of settings has as unpublished, by the paper."""
     found = set()
     for path in sorted(directory.glob("*.yaml")):
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
+        table = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         for experiment, settings in table["rows"].items():
             row = settings["paper"]
             entries = [table["groups"][group] for group in row["groups"]] + [row.get("values", {})]

@@ -96,7 +96,7 @@ def test_every_experiment_of_a_layout_exists() -> None:
 
 def test_every_layout_is_some_pages_and_every_page_has_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    load = yaml.load
+    load, reference = yaml.load, read_reference()
 
     def noted(text: str, *args: Any) -> Any:
         opened.append(text)
@@ -104,7 +104,7 @@ def test_every_layout_is_some_pages_and_every_page_has_its_own_name(monkeypatch:
 
     monkeypatch.setattr(layouts.yaml, "load", noted)
     read_layouts.cache_clear()
-    pages = make_pages(Inputs(frame_of([]), read_reference()))
+    pages = make_pages(Inputs(frame_of([]), reference))
     assert sorted(opened) == sorted(file.read_text() for file in FOLDER.iterdir())
     names = [page.name for page in pages]
     assert len(set(names)) == len(names)
